@@ -1,1 +1,29 @@
-//! core
+//! Decides how a Mosquitto broker should be set, and never does I/O.
+//!
+//! What stands where: [`knobs`] is the table of the 11 options from which everything else derives;
+//! [`settings`] holds a value or nothing for each; [`envelope`] is the bound nobody may leave;
+//! [`render`] writes and reads the drop-in's text; `sample` turns counters into rates and
+//! `features` rates into the actor's input; `actor` is the integer network and `model` its
+//! file; `controller` decides when a change is worth making.
+//!
+//! No heap, no clock, no float between the quantised features and the decoded settings.
+#![no_std]
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
+
+#[cfg(any(test, feature = "std"))]
+extern crate std;
+
+pub mod envelope;
+
+mod fingerprint;
+pub mod knobs;
+
+pub mod render;
+
+pub mod settings;
+
+pub use embassy_time::{Duration, Instant};
+pub use envelope::Envelope;
+pub use knobs::{KNOB_COUNT, KNOBS, Knob, KnobSet, KnobSpec, KnobValue};
+pub use settings::{Action, Setting, Settings, quantise_action};
