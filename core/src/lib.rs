@@ -2,7 +2,7 @@
 //!
 //! What stands where: [`knobs`] is the table of the 11 options from which everything else derives;
 //! [`settings`] holds a value or nothing for each; [`envelope`] is the bound nobody may leave;
-//! [`render`] writes and reads the drop-in's text; `sample` turns counters into rates and
+//! [`render`] writes and reads the drop-in's text; [`sample`] turns counters into rates and
 //! `features` rates into the actor's input; `actor` is the integer network and `model` its
 //! file; `controller` decides when a change is worth making.
 //!
@@ -14,12 +14,16 @@
 #[cfg(any(test, feature = "std"))]
 extern crate std;
 
+pub mod controller;
 pub mod envelope;
+pub mod features;
 
 mod fingerprint;
 pub mod knobs;
 
+mod math;
 pub mod render;
+pub mod sample;
 
 pub mod settings;
 

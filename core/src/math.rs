@@ -9,6 +9,6 @@ pub(crate) fn log2(x: f32) -> f32 {
 /// Base-2 logarithm; error bound in the tests of `features`.
 #[cfg(feature = "fast-math")]
 pub(crate) fn log2(x: f32) -> f32 {
-    use micromath::F32Ext as _;
-    F32Ext::log2(x)
+    use micromath::F32Ext;
+    <f32 as F32Ext>::log2(x)
 }

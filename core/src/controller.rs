@@ -1,0 +1,518 @@
+//! Decides when a change is worth making: hold, reload, restart, roll back.
+//!
+//! Never reads a clock and never touches the broker: [`Controller::step`] takes the time and the
+//! inputs and returns a [`Decision`]; the caller carries it out and reports with
+//! [`Controller::applied`]. Three settings are kept apart: *written* to the file, *effective* in
+//! the running broker, and *wanted* by the policy.
+
+use crate::knobs::{Apply, Knob, KnobSet};
+use crate::settings::{Setting, Settings, SiteValues};
+use core::fmt;
+use embassy_time::{Duration, Instant};
+
+/// Restarts that are remembered: bounds the hourly budget that can be configured.
+pub const RESTARTS_REMEMBERED_MAX: usize = 32;
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// How careful to be. Every default is the gateway's.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Rules {
+    /// Wanted settings must have been alike for this long before a restart.
+    pub dwell: Duration,
+    /// How long the effect of a change is watched before it counts as good.
+    pub verify_window: Duration,
+    /// Restarts in any 60 minutes; at most [`RESTARTS_REMEMBERED_MAX`].
+    pub restarts_per_hour_max: u8,
+    /// Options that moved by at most this many of 254 steps of the actor's grid did not move.
+    pub dead_band_steps: u8,
+    /// Restart although offline sessions or stored messages would be lost.
+    pub allow_state_loss: bool,
+    /// Wait after the first failure; doubles with each further one.
+    pub back_off: Duration,
+    /// Failures after which the agent only holds, until told to resume.
+    pub failures_max: u8,
+    /// Least expected gain in score that is worth a restart, where the policy can tell.
+    pub restart_gain_min: f32,
+    /// A change is worse when the probe's latency exceeds this multiple of what it was before.
+    pub worse_latency_factor: f32,
+    /// A change is worse when the share of dropped deliveries rises by more than this.
+    pub worse_dropped_share: f32,
+    /// A restart is worse when fewer than this share of the clients come back.
+    pub clients_back_share_min: f32,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Rules {
+            dwell: Duration::from_secs(60),
+            verify_window: Duration::from_secs(30),
+            restarts_per_hour_max: 4,
+            dead_band_steps: 16,
+            allow_state_loss: false,
+            back_off: Duration::from_secs(300),
+            failures_max: 3,
+            restart_gain_min: 0.02,
+            worse_latency_factor: 4.0,
+            worse_dropped_share: 0.1,
+            clients_back_share_min: 0.9,
+        }
+    }
+}
+
+/// How the broker does; `None` where it is not known.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Health {
+    /// Whether the broker answers at all.
+    pub is_serving: bool,
+    /// Round trip of the agent's probe.
+    pub probe_latency_us: Option<f32>,
+    /// Dropped over dropped and sent.
+    pub dropped_share: Option<f32>,
+    /// Connections of others.
+    pub clients: Option<f32>,
+}
+
+/// What one step weighs.
+#[derive(Clone, Copy, Debug)]
+pub struct Inputs {
+    /// What the policy wants, inside the envelope.
+    pub wanted: Settings,
+    /// How the broker does now.
+    pub health: Health,
+    /// Whether a restart would lose offline sessions, queued or retained messages; unknown is true.
+    pub state_at_risk: bool,
+    /// Whether the site forbids restarts now.
+    pub quiet_hours: bool,
+    /// Expected gain in score (0..1) of the wanted settings, where the policy can tell.
+    pub gain: Option<f32>,
+}
+
+/// Why nothing is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum HoldReason {
+    /// Wanted and written agree within the dead band.
+    Satisfied,
+    /// The broker does not answer.
+    NotServing,
+    /// The effect of the last change is being watched.
+    Verifying,
+    /// The wanted settings have not been alike for long enough.
+    Settling,
+    /// The hour's restarts are used up.
+    RestartBudget,
+    /// The site forbids restarts now.
+    QuietHours,
+    /// A restart would lose state; a person must allow it.
+    StateAtRisk,
+    /// The expected gain is not worth the outage.
+    NotWorthIt,
+    /// Waiting after a failure.
+    BackingOff,
+    /// Too many failures: until told to resume.
+    Failed,
+    /// Paused by the operator, or the file is someone else's.
+    Paused,
+}
+
+impl fmt::Display for HoldReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            HoldReason::Satisfied => "the settings fit",
+            HoldReason::NotServing => "the broker does not answer",
+            HoldReason::Verifying => "watching the effect of the last change",
+            HoldReason::Settling => "the wanted settings have not been stable for long enough",
+            HoldReason::RestartBudget => "the restart budget of this hour is used up",
+            HoldReason::QuietHours => "quiet hours: no restart now",
+            HoldReason::StateAtRisk => {
+                "a restart would lose sessions or messages; allow_state_loss permits it"
+            }
+            HoldReason::NotWorthIt => "the expected gain is not worth a restart",
+            HoldReason::BackingOff => "waiting after a failed change",
+            HoldReason::Failed => "too many failed changes; `edge resume` starts again",
+            HoldReason::Paused => "paused; `edge resume` starts again",
+        })
+    }
+}
+
+/// Why a change is undone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum RollBackReason {
+    /// The broker stopped answering.
+    NotServing,
+    /// The probe's latency is worse than before.
+    Latency,
+    /// More deliveries are dropped than before.
+    Dropped,
+    /// Clients did not come back.
+    ClientsLost,
+}
+
+impl fmt::Display for RollBackReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            RollBackReason::NotServing => "the broker stopped answering after the change",
+            RollBackReason::Latency => "the probe's latency got worse after the change",
+            RollBackReason::Dropped => "more deliveries are dropped since the change",
+            RollBackReason::ClientsLost => "clients did not come back after the restart",
+        })
+    }
+}
+
+/// What to do now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum Decision {
+    /// Nothing.
+    Hold(HoldReason),
+    /// Write these settings, then reload or restart.
+    Change {
+        /// The file's new content.
+        settings: Settings,
+        /// How to make it effective.
+        apply: Apply,
+    },
+    /// Write the last good settings, then reload or restart.
+    RollBack {
+        /// The file's new content.
+        settings: Settings,
+        /// How to make it effective.
+        apply: Apply,
+        /// Why.
+        reason: RollBackReason,
+    },
+}
+
+/// How carrying out a decision ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum Outcome {
+    /// In force: the broker was ready afterwards.
+    Done,
+    /// Failed, and the file and the broker are as before.
+    Restored,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Candidate {
+    settings: Settings,
+    since: Instant,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Watch {
+    since: Instant,
+    apply: Apply,
+    before: Health,
+    last_good: Settings,
+}
+
+/// Keeps what is written and effective, and the history that the rules need.
+#[derive(Clone, Debug)]
+pub struct Controller {
+    rules: Rules,
+    site: SiteValues,
+    written: Settings,
+    effective: Settings,
+    candidate: Option<Candidate>,
+    watch: Option<Watch>,
+    restarts: heapless::Deque<Instant, RESTARTS_REMEMBERED_MAX>,
+    failures: u8,
+    wait_until: Option<Instant>,
+    is_paused: bool,
+}
+
+impl Controller {
+    /// A controller over a broker that runs with `written` in its drop-in.
+    #[must_use]
+    pub fn new(rules: Rules, site: SiteValues, written: Settings) -> Controller {
+        Controller {
+            rules,
+            site,
+            written,
+            effective: written,
+            candidate: None,
+            watch: None,
+            restarts: heapless::Deque::new(),
+            failures: 0,
+            wait_until: None,
+            is_paused: false,
+        }
+    }
+
+    /// What stands in the file.
+    #[must_use]
+    pub const fn written(&self) -> &Settings {
+        &self.written
+    }
+
+    /// What is in force in the running broker.
+    #[must_use]
+    pub const fn effective(&self) -> &Settings {
+        &self.effective
+    }
+
+    /// Options whose written value waits for a restart.
+    #[must_use]
+    pub fn dormant(&self) -> KnobSet {
+        self.written.differing(&self.effective)
+    }
+
+    /// Failures since the last change that held.
+    #[must_use]
+    pub const fn failures(&self) -> u8 {
+        self.failures
+    }
+
+    /// Restarts within the hour before `now`.
+    #[must_use]
+    pub fn restarts_in_hour(&self, now: Instant) -> usize {
+        self.restarts.iter().filter(|&&at| now.saturating_duration_since(at) < HOUR).count()
+    }
+
+    /// Decides. Call once per decision interval, and carry the decision out before the next call.
+    ///
+    /// `now` must not run backwards; where it does, windows last longer, never shorter.
+    pub fn step(&mut self, now: Instant, inputs: &Inputs) -> Decision {
+        if self.is_paused {
+            return Decision::Hold(HoldReason::Paused);
+        }
+        if let Some(decision) = self.verify(now, inputs) {
+            return decision;
+        }
+        if !inputs.health.is_serving {
+            return Decision::Hold(HoldReason::NotServing);
+        }
+        if self.failures >= self.rules.failures_max {
+            return Decision::Hold(HoldReason::Failed);
+        }
+        if self.wait_until.is_some_and(|until| now < until) {
+            return Decision::Hold(HoldReason::BackingOff);
+        }
+        self.observe_wanted(now, &inputs.wanted);
+        if let Some(settings) = self.reload_part(&inputs.wanted) {
+            return Decision::Change { settings, apply: Apply::Reload };
+        }
+        match self.restart_part(now, inputs) {
+            Ok(settings) => Decision::Change { settings, apply: Apply::Restart },
+            Err(reason) => Decision::Hold(reason),
+        }
+    }
+
+    /// Reports how the last decision ended. `health` is what was seen before it was carried out.
+    pub fn applied(&mut self, now: Instant, decision: &Decision, outcome: Outcome, health: Health) {
+        let (settings, apply, is_roll_back) = match *decision {
+            Decision::Hold(_) => return,
+            Decision::Change { settings, apply } => (settings, apply, false),
+            Decision::RollBack { settings, apply, .. } => (settings, apply, true),
+        };
+        if apply == Apply::Restart {
+            self.note_restart(now);
+        }
+        self.candidate = None;
+        if outcome == Outcome::Restored {
+            self.fail(now);
+            return;
+        }
+        let last_good = self.written;
+        self.written = settings;
+        self.effective = match apply {
+            Apply::Restart => settings,
+            Apply::Reload => self.effective.with_those_of(&settings, Apply::Reload),
+        };
+        self.watch = if is_roll_back {
+            self.fail(now);
+            None
+        } else {
+            Some(Watch { since: now, apply, before: health, last_good })
+        };
+    }
+
+    /// The broker was restarted by someone else: what was written is in force.
+    pub fn broker_restarted(&mut self) {
+        self.effective = self.written;
+    }
+
+    /// The broker was found to hold other values than thought (read back, or a drop-in by hand).
+    pub fn found(&mut self, written: Settings, effective: Settings) {
+        self.written = written;
+        self.effective = effective;
+        self.candidate = None;
+    }
+
+    /// Holds until [`Controller::resume`].
+    pub fn pause(&mut self) {
+        self.is_paused = true;
+    }
+
+    /// Starts again after a pause or too many failures.
+    pub fn resume(&mut self) {
+        self.is_paused = false;
+        self.failures = 0;
+        self.wait_until = None;
+    }
+
+    /// Takes over what an earlier run of the agent did: restarts by age, and failures.
+    pub fn recall(&mut self, now: Instant, restart_ages: &[Duration], failures: u8) {
+        for &age in restart_ages.iter().rev().take(RESTARTS_REMEMBERED_MAX).rev() {
+            self.note_restart(now.checked_sub(age).unwrap_or(Instant::MIN));
+        }
+        self.failures = failures;
+        if failures > 0 {
+            self.wait_until = Some(now + self.back_off());
+        }
+    }
+
+    fn note_restart(&mut self, at: Instant) {
+        if self.restarts.is_full() {
+            self.restarts.pop_front();
+        }
+        // Room was made above.
+        let _ = self.restarts.push_back(at);
+    }
+
+    fn fail(&mut self, now: Instant) {
+        self.failures = self.failures.saturating_add(1);
+        self.wait_until = Some(now + self.back_off());
+    }
+
+    fn back_off(&self) -> Duration {
+        let doublings = u32::from(self.failures.saturating_sub(1)).min(8);
+        self.rules.back_off * (1 << doublings)
+    }
+
+    /// Watches the last change; `None` once there is nothing to watch.
+    fn verify(&mut self, now: Instant, inputs: &Inputs) -> Option<Decision> {
+        let watch = self.watch?;
+        let elapsed = now.saturating_duration_since(watch.since);
+        if elapsed < self.rules.verify_window {
+            return Some(Decision::Hold(HoldReason::Verifying));
+        }
+        self.watch = None;
+        let Some(reason) = self.worse(&watch, &inputs.health) else {
+            self.failures = 0;
+            return None;
+        };
+        let restart_needed = watch.last_good.differing(&self.effective).iter();
+        let restart_needed =
+            restart_needed.into_iter().any(|knob| knob.spec().apply == Apply::Restart);
+        let apply = if restart_needed { Apply::Restart } else { Apply::Reload };
+        Some(Decision::RollBack { settings: watch.last_good, apply, reason })
+    }
+
+    fn worse(&self, watch: &Watch, now: &Health) -> Option<RollBackReason> {
+        let (rules, before) = (&self.rules, &watch.before);
+        if !now.is_serving {
+            return before.is_serving.then_some(RollBackReason::NotServing);
+        }
+        let is_worse = |a: Option<f32>, b: Option<f32>, worse: &dyn Fn(f32, f32) -> bool| {
+            a.zip(b).is_some_and(|(before, now)| worse(before, now))
+        };
+        // Below a millisecond a probe measures the scheduler, not the broker.
+        let latency_us = |us: f32| us.max(1000.0);
+        if is_worse(before.clients, now.clients, &|b, n| n < b * rules.clients_back_share_min - 1.0)
+            && watch.apply == Apply::Restart
+        {
+            Some(RollBackReason::ClientsLost)
+        } else if is_worse(before.dropped_share, now.dropped_share, &|b, n| {
+            n > b + rules.worse_dropped_share
+        }) {
+            Some(RollBackReason::Dropped)
+        } else if is_worse(before.probe_latency_us, now.probe_latency_us, &|b, n| {
+            latency_us(n) > latency_us(b) * rules.worse_latency_factor
+        }) {
+            Some(RollBackReason::Latency)
+        } else {
+            None
+        }
+    }
+
+    /// Starts the dwell anew whenever the wanted settings leave the candidate's dead band.
+    fn observe_wanted(&mut self, now: Instant, wanted: &Settings) {
+        let is_alike = self.candidate.is_some_and(|candidate| {
+            self.moved(&candidate.settings, wanted, Apply::Restart).is_empty()
+        });
+        if !is_alike {
+            self.candidate = Some(Candidate { settings: *wanted, since: now });
+        }
+    }
+
+    /// Options of `apply` that differ by more than the dead band.
+    fn moved(&self, from: &Settings, to: &Settings, apply: Apply) -> KnobSet {
+        let (a, b) = (from.encode(&self.site), to.encode(&self.site));
+        from.differing(to)
+            .iter()
+            .filter(|&knob| knob.spec().apply == apply)
+            .filter(|&knob| {
+                let steps = a[knob as usize].abs_diff(b[knob as usize]);
+                steps > self.rules.dead_band_steps
+            })
+            .fold(KnobSet::EMPTY, KnobSet::with)
+    }
+
+    /// The file with the reloadable options as wanted, where one of them matters.
+    fn reload_part(&self, wanted: &Settings) -> Option<Settings> {
+        let moved = self.moved(&self.written, wanted, Apply::Reload);
+        let given_up = self.given_up(wanted);
+        if moved.is_empty() && given_up.is_empty() {
+            return None;
+        }
+        let mut settings = self.written.with_those_of(wanted, Apply::Reload);
+        for knob in given_up.iter() {
+            // A value that the table cannot express is left to the main file's own line.
+            let site = knob.spec().value(self.site.get(knob));
+            settings = settings.with(knob, site.map_or(Setting::Unwritten, Setting::Value));
+        }
+        (settings != self.written).then_some(settings)
+    }
+
+    /// Reloadable options that we wrote and no longer want: a deleted line does not undo them all
+    /// (`memory_limit` keeps its last value), so the site's value is written once.
+    fn given_up(&self, wanted: &Settings) -> KnobSet {
+        Knob::ALL
+            .into_iter()
+            .filter(|knob| knob.spec().apply == Apply::Reload)
+            .filter(|&knob| wanted.get(knob) == Setting::Unwritten)
+            .filter(|&knob| {
+                let ours = self.written.get(knob).value();
+                ours.is_some_and(|value| value != self.site.get(knob))
+            })
+            .fold(KnobSet::EMPTY, KnobSet::with)
+    }
+
+    fn restart_part(&self, now: Instant, inputs: &Inputs) -> Result<Settings, HoldReason> {
+        if self.moved(&self.effective, &inputs.wanted, Apply::Restart).is_empty() {
+            return Err(HoldReason::Satisfied);
+        }
+        let since = self.candidate.map_or(now, |candidate| candidate.since);
+        if now.saturating_duration_since(since) < self.rules.dwell {
+            return Err(HoldReason::Settling);
+        }
+        if inputs.gain.is_some_and(|gain| gain < self.rules.restart_gain_min) {
+            return Err(HoldReason::NotWorthIt);
+        }
+        if inputs.quiet_hours {
+            return Err(HoldReason::QuietHours);
+        }
+        if self.restarts_in_hour(now) >= usize::from(self.rules.restarts_per_hour_max) {
+            return Err(HoldReason::RestartBudget);
+        }
+        if inputs.state_at_risk && !self.rules.allow_state_loss {
+            return Err(HoldReason::StateAtRisk);
+        }
+        Ok(inputs.wanted)
+    }
+}
+
+#[cfg(test)]
+#[path = "controller_tests.rs"]
+mod tests;

@@ -1,0 +1,218 @@
+//! The controller against a clock that the test turns: days pass in milliseconds.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+use super::*;
+use crate::Envelope;
+use crate::settings::Action;
+use proptest::prelude::*;
+
+fn at(seconds: u64) -> Instant {
+    Instant::from_secs(seconds)
+}
+
+fn with(values: &[(Knob, u64)]) -> Settings {
+    let mut settings = Settings::UNWRITTEN;
+    for &(knob, value) in values {
+        settings.set(knob, value).unwrap();
+    }
+    settings
+}
+
+fn window(value: u64) -> Settings {
+    with(&[(Knob::InflightMessagesMax, value), (Knob::QueuedMessagesMax, 10_000)])
+}
+
+fn healthy() -> Health {
+    Health {
+        is_serving: true,
+        probe_latency_us: Some(2000.0),
+        dropped_share: Some(0.0),
+        clients: Some(20.0),
+    }
+}
+
+fn wants(wanted: Settings) -> Inputs {
+    Inputs { wanted, health: healthy(), state_at_risk: false, quiet_hours: false, gain: None }
+}
+
+fn controller() -> Controller {
+    Controller::new(Rules::default(), SiteValues::default(), Settings::UNWRITTEN)
+}
+
+/// Steps every 5 s from `from` until something is done, at most an hour; carries it out as `outcome`.
+fn until_done(
+    controller: &mut Controller,
+    from: u64,
+    inputs: &Inputs,
+    outcome: Outcome,
+) -> Option<(u64, Decision)> {
+    (from..from + 3600).step_by(5).find_map(|second| {
+        let decision = controller.step(at(second), inputs);
+        if matches!(decision, Decision::Hold(_)) {
+            return None;
+        }
+        controller.applied(at(second), &decision, outcome, inputs.health);
+        Some((second, decision))
+    })
+}
+
+#[test]
+fn a_restart_waits_for_the_dwell() {
+    let mut controller = controller();
+    let inputs = wants(window(1000));
+    assert_eq!(controller.step(at(100), &inputs), Decision::Hold(HoldReason::Settling));
+    assert_eq!(controller.step(at(159), &inputs), Decision::Hold(HoldReason::Settling));
+    let change = Decision::Change { settings: window(1000), apply: Apply::Restart };
+    assert_eq!(controller.step(at(160), &inputs), change);
+    assert_eq!(controller.effective(), &Settings::UNWRITTEN, "not before it was carried out");
+    controller.applied(at(160), &change, Outcome::Done, healthy());
+    assert_eq!(controller.effective(), &window(1000));
+    assert_eq!(controller.step(at(165), &inputs), Decision::Hold(HoldReason::Verifying));
+    assert_eq!(controller.step(at(190), &inputs), Decision::Hold(HoldReason::Satisfied));
+}
+
+#[test]
+fn a_wavering_policy_never_restarts() {
+    let mut controller = controller();
+    for step in 0..2000 {
+        let wanted = if step % 2 == 0 { window(1000) } else { window(100) };
+        let decision = controller.step(at(step * 5), &wants(wanted));
+        assert_eq!(decision, Decision::Hold(HoldReason::Settling));
+    }
+}
+
+#[test]
+fn small_moves_are_no_moves() {
+    let mut controller = Controller::new(Rules::default(), SiteValues::default(), window(1000));
+    assert_eq!(
+        until_done(&mut controller, 0, &wants(window(1100)), Outcome::Done),
+        None,
+        "1100 for 1000 is inside the dead band"
+    );
+}
+
+#[test]
+fn reloadable_options_go_at_once_and_leave_the_rest_alone() {
+    let mut controller = controller();
+    let wanted = window(1000);
+    let mut both = wanted;
+    both.set(Knob::AutosaveInterval, 300).unwrap();
+    let decision = controller.step(at(0), &wants(both));
+    let Decision::Change { settings, apply: Apply::Reload } = decision else {
+        panic!("{decision:?}");
+    };
+    assert_eq!(settings, with(&[(Knob::AutosaveInterval, 300)]));
+    controller.applied(at(0), &decision, Outcome::Done, healthy());
+    assert!(controller.dormant().is_empty(), "nothing restart-only was left in the file");
+}
+
+#[test]
+fn a_reloadable_option_given_up_is_set_back_once() {
+    let site = SiteValues::default();
+    let written = with(&[(Knob::MemoryLimit, 64 << 20)]);
+    let mut controller = Controller::new(Rules::default(), site, written);
+    let (second, decision) =
+        until_done(&mut controller, 0, &wants(Settings::UNWRITTEN), Outcome::Done).unwrap();
+    let back = with(&[(Knob::MemoryLimit, 0)]);
+    assert_eq!(decision, Decision::Change { settings: back, apply: Apply::Reload });
+    let next = until_done(&mut controller, second, &wants(Settings::UNWRITTEN), Outcome::Done);
+    assert_eq!(next, None, "memory_limit 0 stays: deleting the line would not lift a limit");
+}
+
+#[test]
+fn worse_is_rolled_back_and_backs_off() {
+    let mut controller = controller();
+    let inputs = wants(window(1000));
+    let (second, _) = until_done(&mut controller, 0, &inputs, Outcome::Done).unwrap();
+    let sick = Inputs { health: Health { dropped_share: Some(0.5), ..healthy() }, ..inputs };
+    let decision = controller.step(at(second + 30), &sick);
+    assert_eq!(
+        decision,
+        Decision::RollBack {
+            settings: Settings::UNWRITTEN,
+            apply: Apply::Restart,
+            reason: RollBackReason::Dropped
+        }
+    );
+    controller.applied(at(second + 30), &decision, Outcome::Done, sick.health);
+    assert_eq!(controller.effective(), &Settings::UNWRITTEN);
+    let decision = controller.step(at(second + 35), &inputs);
+    assert_eq!(decision, Decision::Hold(HoldReason::BackingOff));
+}
+
+#[test]
+fn three_failures_hold_until_resumed() {
+    let mut controller = controller();
+    let inputs = wants(window(1000));
+    let mut second = 0;
+    for _ in 0..3 {
+        let (done, _) = until_done(&mut controller, second, &inputs, Outcome::Restored).unwrap();
+        second = done + 1;
+    }
+    assert_eq!(until_done(&mut controller, second, &inputs, Outcome::Done), None);
+    assert_eq!(controller.step(at(second + 9000), &inputs), Decision::Hold(HoldReason::Failed));
+    controller.resume();
+    assert!(until_done(&mut controller, second + 9000, &inputs, Outcome::Done).is_some());
+}
+
+#[test]
+fn each_veto_is_named() {
+    let ripe = |inputs: Inputs| {
+        let mut controller = controller();
+        controller.step(at(0), &inputs);
+        controller.step(at(60), &inputs)
+    };
+    let base = wants(window(1000));
+    for (inputs, reason) in [
+        (Inputs { quiet_hours: true, ..base }, HoldReason::QuietHours),
+        (Inputs { state_at_risk: true, ..base }, HoldReason::StateAtRisk),
+        (Inputs { gain: Some(0.001), ..base }, HoldReason::NotWorthIt),
+        (Inputs { health: Health::default(), ..base }, HoldReason::NotServing),
+    ] {
+        assert_eq!(ripe(inputs), Decision::Hold(reason));
+    }
+    assert!(matches!(ripe(base), Decision::Change { .. }));
+}
+
+#[test]
+fn the_budget_survives_the_agent() {
+    let mut controller = controller();
+    controller.recall(at(10_000), &[Duration::from_secs(60); 4], 0);
+    let inputs = wants(window(1000));
+    controller.step(at(10_000), &inputs);
+    let decision = controller.step(at(10_100), &inputs);
+    assert_eq!(decision, Decision::Hold(HoldReason::RestartBudget));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// A hostile policy over a day: never more restarts in any hour than the budget, never outside
+    /// the envelope, never a restart-only option left dormant.
+    #[test]
+    fn a_hostile_day(actions in proptest::collection::vec(any::<Action>(), 1..40), sick in any::<u64>()) {
+        let mut controller = controller();
+        let envelope = Envelope::default();
+        let mut restarts = std::vec::Vec::new();
+        for (index, second) in (0..86_400_u64).step_by(5).enumerate() {
+            // Each action for two minutes, so that the dwell is passed.
+            let action = &actions[(index / 24) % actions.len()];
+            let mut inputs = wants(Settings::decode(action, &envelope));
+            inputs.health.is_serving = sick.rotate_left(u32::try_from(index % 64).unwrap()) & 7 != 0;
+            let decision = controller.step(at(second), &inputs);
+            if let Decision::Change { settings, apply } | Decision::RollBack { settings, apply, .. } = decision {
+                prop_assert!(envelope.check(&settings).is_empty());
+                if apply == Apply::Restart && matches!(decision, Decision::Change { .. }) {
+                    restarts.push(second);
+                }
+                let outcome = if sick & 1 << (index % 64) == 0 { Outcome::Done } else { Outcome::Restored };
+                controller.applied(at(second), &decision, outcome, inputs.health);
+                prop_assert!(controller.dormant().is_empty());
+            }
+        }
+        for (i, &start) in restarts.iter().enumerate() {
+            let in_hour = restarts[i..].iter().take_while(|&&other| other < start + 3600).count();
+            prop_assert!(in_hour <= 4, "{in_hour} from {start} s");
+        }
+    }
+}
