@@ -1,0 +1,293 @@
+//! The two CSV logs of a training run. Columns are pinned by a golden test and documented in
+//! `host/README.md`; a row is flushed when it is written, so a crash costs one step.
+
+use brokertuner_core::{KNOBS, Settings, settings::SiteValues};
+use serde::Serialize;
+use std::fs::{File, OpenOptions};
+use std::path::{Path, PathBuf};
+
+/// A log that could not be written.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// Creating or writing the file failed.
+    #[error("{path}: {source}; free some space or choose another --out")]
+    Csv {
+        /// The log.
+        path: PathBuf,
+        /// What went wrong.
+        source: csv::Error,
+    },
+    /// Opening or flushing the file failed.
+    #[error("{path}: {source}; check the folder's permissions or choose another --out")]
+    Io {
+        /// The log.
+        path: PathBuf,
+        /// What went wrong.
+        source: std::io::Error,
+    },
+}
+
+/// `progress.csv`: one row per finished episode and one at the end.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct ProgressRow {
+    /// Environment steps so far, of all environments together.
+    pub step: u64,
+    /// Seconds since the start of the run.
+    pub wall_s: f64,
+    /// Finished episodes so far.
+    pub episode: u64,
+    /// Environment that finished it; empty on the last row.
+    pub env: Option<usize>,
+    /// Its scenario.
+    pub scenario: String,
+    /// Steps of the episode.
+    pub episode_steps: u64,
+    /// Sum of its rewards.
+    pub episode_return: f64,
+    /// Mean score of its steps, 0..1.
+    pub episode_score_mean: f64,
+    /// Mean critic loss since the last row.
+    pub critic_loss: f64,
+    /// Mean actor loss (minus the mean Q) since the last row.
+    pub actor_loss: f64,
+    /// Mean Q of the sampled batches since the last row.
+    pub q_mean: f64,
+    /// Standard deviation of the exploration noise.
+    pub noise_sigma: f64,
+    /// Transitions in the replay buffer.
+    pub replay_count: usize,
+    /// Gradient steps so far.
+    pub updates: u64,
+}
+
+/// The columns of `action_throughput_log.csv` that are not options; one row per environment step.
+#[derive(Clone, Debug, Default)]
+pub struct ActionRow {
+    /// Seconds since the start of the run.
+    pub wall_s: f64,
+    /// Environment steps so far, of all environments together.
+    pub step: u64,
+    /// Which environment.
+    pub env: usize,
+    /// Its episode.
+    pub episode: u64,
+    /// Its scenario.
+    pub scenario: String,
+    /// What was done: `none`, `reload`, `restart`, `refused`, `lost` (the broker died) or `load-restarted`.
+    pub applied: &'static str,
+    /// Milliseconds until the broker was ready; 0 where nothing was done.
+    pub ready_ms: u64,
+    /// In-time deliveries over expected, of the messages whose deadline expired in the step.
+    pub score: Option<f64>,
+    /// The reward.
+    pub reward: f64,
+    /// Deliveries a second.
+    pub delivered_per_s: f64,
+    /// Largest delivery latency of the step.
+    pub latency_us_max: Option<u64>,
+    /// From `$SYS`: deliveries dropped a second.
+    pub dropped_per_s: Option<f32>,
+    /// Of one core.
+    pub cpu_share: Option<f32>,
+    /// Resident memory of the broker.
+    pub rss_bytes: Option<f32>,
+    /// The settings in force.
+    pub settings: Settings,
+}
+
+/// Column names of `action_throughput_log.csv`: those of [`ActionRow`], then one per option.
+#[must_use]
+pub fn action_columns() -> Vec<&'static str> {
+    let mut columns = vec![
+        "wall_s",
+        "step",
+        "env",
+        "episode",
+        "scenario",
+        "applied",
+        "ready_ms",
+        "score",
+        "reward",
+        "delivered_per_s",
+        "latency_us_max",
+        "dropped_per_s",
+        "cpu_share",
+        "rss_bytes",
+    ];
+    columns.extend(KNOBS.iter().map(|spec| spec.key));
+    columns
+}
+
+impl ActionRow {
+    fn fields(&self) -> Vec<String> {
+        fn or_empty<T: ToString>(value: Option<T>) -> String {
+            value.map_or_else(String::new, |value| value.to_string())
+        }
+        let site = SiteValues::default();
+        let mut fields = vec![
+            format!("{:.3}", self.wall_s),
+            self.step.to_string(),
+            self.env.to_string(),
+            self.episode.to_string(),
+            self.scenario.clone(),
+            self.applied.to_string(),
+            self.ready_ms.to_string(),
+            or_empty(self.score.map(|score| format!("{score:.4}"))),
+            format!("{:.4}", self.reward),
+            format!("{:.1}", self.delivered_per_s),
+            or_empty(self.latency_us_max),
+            or_empty(self.dropped_per_s),
+            or_empty(self.cpu_share),
+            or_empty(self.rss_bytes),
+        ];
+        fields
+            .extend(KNOBS.iter().map(|spec| self.settings.effective(spec.knob, &site).to_string()));
+        fields
+    }
+}
+
+/// A CSV file that is created before the work begins and flushed after every row.
+#[derive(Debug)]
+struct Log {
+    path: PathBuf,
+    writer: csv::Writer<File>,
+}
+
+impl Log {
+    /// Opens for appending where `resume`, else starts over. Answers whether the file is new.
+    fn open(path: &Path, resume: bool) -> Result<(Log, bool), LogError> {
+        let io = |source| LogError::Io { path: path.to_owned(), source };
+        let mut options = OpenOptions::new();
+        options.create(true).write(true).append(resume).truncate(!resume);
+        let file = options.open(path).map_err(io)?;
+        let is_new = file.metadata().map_err(io)?.len() == 0;
+        let writer = csv::WriterBuilder::new().has_headers(false).from_writer(file);
+        Ok((Log { path: path.to_owned(), writer }, is_new))
+    }
+
+    fn csv(&self, source: csv::Error) -> LogError {
+        LogError::Csv { path: self.path.clone(), source }
+    }
+
+    fn record<I, T>(&mut self, fields: I) -> Result<(), LogError>
+    where
+        I: IntoIterator<Item = T>,
+        T: AsRef<[u8]>,
+    {
+        self.writer.write_record(fields).map_err(|source| self.csv(source))?;
+        self.flush()
+    }
+
+    fn flush(&mut self) -> Result<(), LogError> {
+        self.writer.flush().map_err(|source| LogError::Io { path: self.path.clone(), source })
+    }
+}
+
+/// Both logs of a run.
+#[derive(Debug)]
+pub struct TrainLogs {
+    progress: Log,
+    actions: Log,
+}
+
+/// Column names of `progress.csv`.
+pub const PROGRESS_COLUMNS: [&str; 14] = [
+    "step",
+    "wall_s",
+    "episode",
+    "env",
+    "scenario",
+    "episode_steps",
+    "episode_return",
+    "episode_score_mean",
+    "critic_loss",
+    "actor_loss",
+    "q_mean",
+    "noise_sigma",
+    "replay_count",
+    "updates",
+];
+
+impl TrainLogs {
+    /// Creates (or, with `resume`, goes on with) both files in `dir`.
+    ///
+    /// # Errors
+    /// [`LogError`] where a file cannot be made.
+    pub fn open(dir: &Path, resume: bool) -> Result<TrainLogs, LogError> {
+        let (mut progress, is_new) = Log::open(&dir.join("progress.csv"), resume)?;
+        if is_new {
+            progress.record(PROGRESS_COLUMNS)?;
+        }
+        let (mut actions, is_new) = Log::open(&dir.join("action_throughput_log.csv"), resume)?;
+        if is_new {
+            actions.record(action_columns())?;
+        }
+        Ok(TrainLogs { progress, actions })
+    }
+
+    /// Appends to `progress.csv`.
+    ///
+    /// # Errors
+    /// [`LogError`] where the file cannot be written.
+    pub fn progress(&mut self, row: &ProgressRow) -> Result<(), LogError> {
+        self.progress.writer.serialize(row).map_err(|source| self.progress.csv(source))?;
+        self.progress.flush()
+    }
+
+    /// Appends to `action_throughput_log.csv`.
+    ///
+    /// # Errors
+    /// [`LogError`] where the file cannot be written.
+    pub fn action(&mut self, row: &ActionRow) -> Result<(), LogError> {
+        self.actions.record(row.fields())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use super::*;
+
+    fn write_both(dir: &Path, resume: bool) {
+        let mut logs = TrainLogs::open(dir, resume).unwrap();
+        let scenario = "wan-uplink".to_owned();
+        logs.progress(&ProgressRow {
+            step: 7,
+            env: Some(1),
+            scenario: scenario.clone(),
+            ..ProgressRow::default()
+        })
+        .unwrap();
+        let row = ActionRow {
+            step: 7,
+            score: Some(0.5),
+            scenario,
+            applied: "restart",
+            ..Default::default()
+        };
+        logs.action(&row).unwrap();
+    }
+
+    /// Pins the columns: people read these files with their own tools.
+    #[test]
+    fn golden() {
+        let dir = tempfile::tempdir().unwrap();
+        write_both(dir.path(), false);
+        write_both(dir.path(), true);
+        let read = |name| std::fs::read_to_string(dir.path().join(name)).unwrap();
+        let row = "7,0.0,0,1,wan-uplink,0,0.0,0.0,0.0,0.0,0.0,0.0,0,0\n";
+        let header = "step,wall_s,episode,env,scenario,episode_steps,episode_return,episode_score_mean,critic_loss,actor_loss,q_mean,noise_sigma,replay_count,updates\n";
+        assert_eq!(read("progress.csv"), format!("{header}{row}{row}"));
+        let row =
+            "0.000,7,0,0,wan-uplink,restart,0,0.5000,0.0000,0.0,,,,,20,0,1000,0,0,0,0,1800,0,0,0\n";
+        let header = "wall_s,step,env,episode,scenario,applied,ready_ms,score,reward,delivered_per_s,latency_us_max,dropped_per_s,cpu_share,rss_bytes,max_inflight_messages,max_inflight_bytes,max_queued_messages,max_queued_bytes,queue_qos0_messages,memory_limit,persistence,autosave_interval,set_tcp_nodelay,max_packet_size,message_size_limit\n";
+        assert_eq!(read("action_throughput_log.csv"), format!("{header}{row}{row}"));
+    }
+
+    #[test]
+    fn an_unwritable_folder_is_named() {
+        let error = TrainLogs::open(Path::new("/nonexistent/run"), false).unwrap_err();
+        assert!(error.to_string().starts_with("/nonexistent/run/progress.csv: "), "{error}");
+    }
+}
