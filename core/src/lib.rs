@@ -3,8 +3,8 @@
 //! What stands where: [`knobs`] is the table of the 11 options from which everything else derives;
 //! [`settings`] holds a value or nothing for each; [`envelope`] is the bound nobody may leave;
 //! [`render`] writes and reads the drop-in's text; [`sample`] turns counters into rates and
-//! `features` rates into the actor's input; `actor` is the integer network and `model` its
-//! file; `controller` decides when a change is worth making.
+//! [`features`] rates into the actor's input; [`actor`] is the integer network and [`model`] its
+//! file; [`controller`] decides when a change is worth making.
 //!
 //! No heap, no clock, no float between the quantised features and the decoded settings.
 #![no_std]
@@ -14,6 +14,7 @@
 #[cfg(any(test, feature = "std"))]
 extern crate std;
 
+pub mod actor;
 pub mod controller;
 pub mod envelope;
 pub mod features;
@@ -22,6 +23,7 @@ mod fingerprint;
 pub mod knobs;
 
 mod math;
+pub mod model;
 pub mod render;
 pub mod sample;
 

@@ -1,0 +1,306 @@
+//! The int8 policy network: integer-only from quantised features to int8 action.
+//!
+//! Three dense layers, `inputs -> hidden1 -> hidden2 -> outputs`, ReLU between them and tanh at the
+//! end. Weights are int8 with one scale per output channel, activations int16, sums int32. No float
+//! and no heap between the quantised input and the action, so the bits are the same on every
+//! processor. `models/FORMAT.md` specifies the arithmetic; [`crate::model`] reads and checks the
+//! bytes that the layers borrow.
+
+/// Most inputs that one layer may have: 512 products of 32767 and 127 still fit an i32.
+pub const FAN_IN_MAX: usize = 512;
+/// Layers of every actor: two hidden ones and the output.
+pub const LAYER_COUNT: usize = 3;
+/// Integer that stands for 1.0 in the quantised input and before the tanh table.
+pub const ONE: i32 = 4096;
+/// Normalised features are clamped to plus and minus this before they are quantised.
+pub const INPUT_LIMIT: f32 = 8.0;
+/// Largest magnitude of a weight; -128 is refused, so that the grid is symmetric.
+pub const WEIGHT_MAX: i32 = 127;
+/// Largest magnitude of an activation; -32768 does not occur.
+pub const ACTIVATION_MAX: i32 = 32_767;
+/// Largest right shift of a requantisation, so that product and rounding fit an i64.
+pub const SHIFT_MAX: u8 = 62;
+/// Largest magnitude of an action.
+pub const ACTION_MAX: i32 = 127;
+
+const _: () = assert!(
+    ACTIVATION_MAX as i64 * WEIGHT_MAX as i64 * FAN_IN_MAX as i64 <= i32::MAX as i64,
+    "the sum of the widest layer must fit an i32"
+);
+
+/// Steps of the tanh table per 1.0 before the tanh.
+const TANH_STEPS_PER_ONE: usize = 32;
+/// Width of a table step in units of 1 / [`ONE`], as a power of two: 4096 / 32 = 2^7.
+const TANH_STEP_BITS: u32 = 7;
+/// A table entry is 127 tanh(x) in units of 1 / 2^8.
+const TANH_VALUE_BITS: u32 = 8;
+/// Entries from 0 to 8 inclusive.
+const TANH_ENTRIES: usize = 8 * TANH_STEPS_PER_ONE + 1;
+
+const _: () = assert!((TANH_STEPS_PER_ONE << TANH_STEP_BITS) as i64 == ONE as i64);
+const _: () = assert!((ACTIVATION_MAX >> TANH_STEP_BITS) as usize + 2 == TANH_ENTRIES);
+
+/// 127 tanh(k / 32) x 256 for k = 0..=256; 514 bytes.
+static TANH: [u16; TANH_ENTRIES] = tanh_table();
+
+/// Builds the table at compile time from e^(2x), which is e^(1/16) multiplied up step by step.
+#[allow(clippy::cast_possible_truncation, reason = "an entry is at most 127 x 256")]
+const fn tanh_table() -> [u16; TANH_ENTRIES] {
+    let step = 2.0 / TANH_STEPS_PER_ONE as f64;
+    let mut factor = 1.0;
+    let mut term = 1.0;
+    let mut order = 1;
+    while order < 20 {
+        term = term * step / order as f64;
+        factor += term;
+        order += 1;
+    }
+    let mut table = [0u16; TANH_ENTRIES];
+    let mut power = 1.0;
+    let mut index = 0;
+    while index < TANH_ENTRIES {
+        let tanh = (power - 1.0) / (power + 1.0);
+        let scaled = tanh * (ACTION_MAX << TANH_VALUE_BITS) as f64;
+        table[index] = (scaled + 0.5) as u16;
+        power *= factor;
+        index += 1;
+    }
+    table
+}
+
+/// Turns one feature into the actor's input: `(value - mean) * inv_std`, clamped to ±8, in 1/4096.
+///
+/// Rounds half away from zero. Not a number becomes 0, which is the feature's mean; 8.0 and more
+/// become 32767. The only float operations of the decision: one subtraction and one multiplication
+/// in f32, the same bits wherever f32 is IEEE 754.
+#[allow(clippy::cast_possible_truncation, reason = "clamped to 32768 before the cast")]
+pub fn quantise_input(value: f32, mean: f32, inv_std: f32) -> i16 {
+    let normalised = (value - mean) * inv_std;
+    if normalised.is_nan() {
+        return 0;
+    }
+    let clamped = normalised.clamp(-INPUT_LIMIT, INPUT_LIMIT);
+    // A product with a power of two is exact, and at most 32768 in magnitude.
+    saturate(i64::from(libm::roundf(clamped * ONE as f32) as i32))
+}
+
+/// Scales an int32 sum: `acc * multiplier / 2^shift`, rounded half away from zero.
+///
+/// `shift` is 1 to [`SHIFT_MAX`]; the model's reader refuses any other.
+#[inline]
+pub fn requantise(acc: i32, multiplier: i32, shift: u8) -> i64 {
+    // |acc| and |multiplier| are at most 2^31, so the product is at most 2^62 and half of 2^62 more
+    // is still below 2^63.
+    let product = i64::from(acc) * i64::from(multiplier);
+    let rounded = (product.abs() + (1i64 << (shift - 1))) >> shift;
+    if product < 0 { -rounded } else { rounded }
+}
+
+/// Int8 action of a pre-activation in units of 1 / [`ONE`]: `round(127 tanh(x / 4096))`.
+///
+/// Table with linear interpolation, odd, one rounding (half away from zero). Before that rounding
+/// the value is within 1/16 of a step of the exact one.
+pub fn tanh_action(pre_activation: i16) -> i8 {
+    let magnitude = i32::from(pre_activation).unsigned_abs().min(ACTIVATION_MAX as u32);
+    let index = (magnitude >> TANH_STEP_BITS) as usize;
+    let fraction = magnitude & ((1 << TANH_STEP_BITS) - 1);
+    // The assertion above the table keeps index + 1 inside it.
+    let (below, above) = (u32::from(TANH[index]), u32::from(TANH[index + 1]));
+    let fine = (below << TANH_STEP_BITS) + (above - below) * fraction;
+    let bits = TANH_STEP_BITS + TANH_VALUE_BITS;
+    let action = narrow_action((fine + (1 << (bits - 1))) >> bits);
+    if pre_activation < 0 { -action } else { action }
+}
+
+/// The int8 of a magnitude that the table keeps at or below 127.
+fn narrow_action(magnitude: u32) -> i8 {
+    i8::try_from(magnitude).unwrap_or(i8::MAX)
+}
+
+/// The int16 nearest to `value`, at most 32767 in magnitude.
+fn saturate(value: i64) -> i16 {
+    let limit = i64::from(ACTIVATION_MAX);
+    // The clamp makes the conversion exact.
+    i16::try_from(value.clamp(-limit, limit)).unwrap_or(0)
+}
+
+/// One output channel: `bias + weights . input`, requantised but not yet saturated.
+///
+/// The model's reader has proved that the sum fits an i32 for every input.
+#[inline]
+pub(crate) fn channel(
+    weights: &[u8],
+    bias: [u8; 4],
+    multiplier: [u8; 4],
+    shift: u8,
+    input: &[i16],
+) -> i64 {
+    let products = weights
+        .iter()
+        .zip(input)
+        .map(|(&weight, &value)| i32::from(value) * i32::from(weight.cast_signed()));
+    let acc = i32::from_le_bytes(bias) + products.sum::<i32>();
+    requantise(acc, i32::from_le_bytes(multiplier), shift)
+}
+
+/// ReLU and saturation of a hidden channel.
+#[inline]
+pub(crate) fn hidden(value: i64) -> i16 {
+    saturate(value.max(0))
+}
+
+/// Saturation and tanh of an output channel.
+#[inline]
+pub(crate) fn output(value: i64) -> i8 {
+    tanh_action(saturate(value))
+}
+
+/// One dense layer from `I` inputs to `O` outputs, borrowing the model's bytes.
+///
+/// Built by [`crate::model::Model::actor`] only, from bytes that were checked.
+#[derive(Clone, Copy, Debug)]
+pub struct Layer<'m, const I: usize, const O: usize> {
+    /// Int8 weights, row = output channel.
+    pub(crate) weights: &'m [[u8; I]; O],
+    /// Int32 little-endian biases in the scale of the sum.
+    pub(crate) bias: &'m [[u8; 4]; O],
+    /// Int32 little-endian multipliers.
+    pub(crate) multiplier: &'m [[u8; 4]; O],
+    /// Right shifts.
+    pub(crate) shift: &'m [u8; O],
+}
+
+impl<const I: usize, const O: usize> Layer<'_, I, O> {
+    /// All channels, each passed through `activate`.
+    #[inline]
+    fn run<T>(&self, input: &[i16; I], activate: impl Fn(i64) -> T) -> [T; O] {
+        core::array::from_fn(|row| {
+            activate(channel(
+                &self.weights[row],
+                self.bias[row],
+                self.multiplier[row],
+                self.shift[row],
+                input,
+            ))
+        })
+    }
+}
+
+/// The whole policy with its shape in the type: `I` features, two hidden layers, `O` actions.
+///
+/// Borrows the model's bytes; get one with [`crate::model::Model::actor`].
+#[derive(Clone, Copy, Debug)]
+pub struct Actor<'m, const I: usize, const H1: usize, const H2: usize, const O: usize> {
+    /// f32 little-endian means of the features.
+    pub(crate) mean: &'m [[u8; 4]; I],
+    /// f32 little-endian reciprocal standard deviations of the features.
+    pub(crate) inv_std: &'m [[u8; 4]; I],
+    /// First hidden layer.
+    pub(crate) first: Layer<'m, I, H1>,
+    /// Second hidden layer.
+    pub(crate) second: Layer<'m, H1, H2>,
+    /// Output layer.
+    pub(crate) third: Layer<'m, H2, O>,
+}
+
+impl<const I: usize, const H1: usize, const H2: usize, const O: usize> Actor<'_, I, H1, H2, O> {
+    /// Normalises and quantises the features, in the order of the model's schema; see
+    /// [`quantise_input`].
+    pub fn quantise(&self, features: &[f32; I]) -> [i16; I] {
+        core::array::from_fn(|index| {
+            quantise_input(
+                features[index],
+                f32::from_le_bytes(self.mean[index]),
+                f32::from_le_bytes(self.inv_std[index]),
+            )
+        })
+    }
+
+    /// Runs the actor once.
+    ///
+    /// `input`: `I` features in units of 1/4096, from [`Actor::quantise`]. Returns one int8 per
+    /// knob, -127 to 127. Integer-only; never fails and never allocates; needs
+    /// `2 (I + H1 + H2) + O` bytes of stack and `I H1 + H1 H2 + H2 O` multiply-accumulates.
+    pub fn infer(&self, input: &[i16; I]) -> [i8; O] {
+        const {
+            assert!(I <= FAN_IN_MAX && H1 <= FAN_IN_MAX && H2 <= FAN_IN_MAX);
+        }
+        let first = self.first.run(input, hidden);
+        let second = self.second.run(&first, hidden);
+        self.third.run(&second, output)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Round half away from zero in exact integers: the reference for every requantisation.
+    fn rounded_quotient(numerator: i128, denominator: i128) -> i128 {
+        let magnitude = (2 * numerator.abs() + denominator) / (2 * denominator);
+        numerator.signum() * magnitude
+    }
+
+    #[test]
+    fn requantise_matches_exact_rounding() {
+        let accs = [0, 1, -1, 2, -3, 1_000_003, -1_000_003, i32::MAX, -i32::MAX];
+        let multipliers = [1, 2, 3, 1 << 30, 0x5555_5555, i32::MAX];
+        for acc in accs {
+            for multiplier in multipliers {
+                for shift in 1..=SHIFT_MAX {
+                    let exact =
+                        rounded_quotient(i128::from(acc) * i128::from(multiplier), 1i128 << shift);
+                    assert_eq!(
+                        i128::from(requantise(acc, multiplier, shift)),
+                        exact,
+                        "{acc} x {multiplier} >> {shift}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn tanh_is_odd_monotone_and_close_for_every_input() {
+        let mut previous = -127;
+        for raw in i16::MIN..=i16::MAX {
+            let action = tanh_action(raw);
+            assert!(action >= previous, "{raw}: not monotone");
+            previous = action;
+            assert_eq!(action, -tanh_action(raw.saturating_neg()), "{raw}: not odd");
+            let exact = 127.0 * libm::tanh(f64::from(raw) / f64::from(ONE));
+            // Half a step for the rounding itself, 1/16 for the table.
+            let error = (f64::from(action) - exact).abs();
+            assert!(error < 0.5 + 1.0 / 16.0, "{raw}: {action} for {exact}");
+        }
+        assert_eq!(tanh_action(0), 0);
+        assert_eq!(tanh_action(i16::MAX), 127);
+        assert_eq!(tanh_action(i16::MIN), -127);
+    }
+
+    #[test]
+    fn tanh_table_holds_the_exact_values() {
+        for (index, &entry) in TANH.iter().enumerate() {
+            let exact = libm::tanh(index as f64 / TANH_STEPS_PER_ONE as f64) * 32_512.0;
+            let error = (f64::from(entry) - exact).abs();
+            assert!(error <= 0.5 + 1e-6, "{index}: {entry} for {exact}");
+        }
+    }
+
+    #[test]
+    fn input_rounding_saturation_and_not_a_number() {
+        assert_eq!(quantise_input(1.5, 0.5, 2.0), 8192);
+        assert_eq!(quantise_input(0.5 / 4096.0, 0.0, 1.0), 1, "half goes up");
+        assert_eq!(quantise_input(-0.5 / 4096.0, 0.0, 1.0), -1, "half goes down");
+        // The float just below one half must not round up.
+        let below_half = f32::from_bits(0.5f32.to_bits() - 1);
+        assert_eq!(quantise_input(below_half, 0.0, 1.0 / 4096.0), 0);
+        for huge in [8.0, 1e30, f32::INFINITY] {
+            assert_eq!(quantise_input(huge, 0.0, 1.0), 32_767);
+            assert_eq!(quantise_input(-huge, 0.0, 1.0), -32_767);
+        }
+        for (value, inv_std) in [(f32::NAN, 1.0), (f32::INFINITY, 0.0)] {
+            assert_eq!(quantise_input(value, 0.0, inv_std), 0);
+        }
+    }
+}
