@@ -1,5 +1,7 @@
 //! What a policy is trained in: one interface for the real broker and for simulators.
 
+pub mod broker;
+
 use crate::logs::ActionRow;
 use brokertuner_core::{Action, Settings};
 
