@@ -1,0 +1,84 @@
+//! What the tests share: brokers by version, a raw MQTT client, waiting with a deadline.
+
+pub(crate) mod mqtt;
+
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use brokertuner_host::broker::{BrokerProcess, Mosquitto, SpawnConfig};
+
+/// The versions that the tests of the broker's behaviour run against.
+pub(crate) const VERSIONS: [&str; 2] = ["2.0.11", "2.0.21"];
+/// For what a busy machine may delay; what is expected comes far sooner.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The repository's root.
+pub(crate) fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the repository")
+}
+
+/// The Mosquitto of a version: the system's own where it is that one, else the one that was
+/// fetched.
+///
+/// # Panics
+/// With the command to run where it is missing.
+pub(crate) fn mosquitto(version: &str) -> Mosquitto {
+    let suite = match version {
+        "2.0.11" => "bookworm",
+        "2.0.21" => "trixie",
+        other => panic!("no suite is known for Mosquitto {other}: add it to tests/support"),
+    };
+    let fetched = repository().join("tests/.brokers").join(suite).join("mosquitto");
+    let candidates = [system_mosquitto(), Mosquitto::find(Some(&fetched)).ok()];
+    let found =
+        candidates.into_iter().flatten().find(|found| found.version().to_string() == version);
+    found.unwrap_or_else(|| {
+        panic!("Mosquitto {version} is missing: run `tests/fetch-broker {suite}`")
+    })
+}
+
+fn system_mosquitto() -> Option<Mosquitto> {
+    static FOUND: OnceLock<Option<Mosquitto>> = OnceLock::new();
+    FOUND.get_or_init(|| Mosquitto::find(None).ok()).clone()
+}
+
+/// A running broker of a version with a drop-in.
+pub(crate) fn broker(version: &str, dropin: &str) -> BrokerProcess {
+    broker_with(version, &SpawnConfig { dropin: Some(dropin.to_owned()), ..SpawnConfig::default() })
+}
+
+/// A running broker of a version, configured at will.
+pub(crate) fn broker_with(version: &str, config: &SpawnConfig) -> BrokerProcess {
+    BrokerProcess::spawn(&mosquitto(version), config)
+        .unwrap_or_else(|error| panic!("{version}: {error}"))
+}
+
+/// Polls until `check` gives a value.
+///
+/// # Panics
+/// After [`PATIENCE`], naming what was waited for.
+pub(crate) fn wait_for<T>(what: impl Display, mut check: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(value) = check() {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// The paths of the files in a folder of the repository that are, or could be, committed.
+pub(crate) fn tracked_files() -> Vec<PathBuf> {
+    let output = std::process::Command::new("git")
+        .args(["ls-files", "--cached", "--others", "--exclude-standard"])
+        .current_dir(repository())
+        .output()
+        .expect("git runs");
+    assert!(output.status.success(), "git ls-files: {}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).expect("paths are UTF-8");
+    text.lines().map(PathBuf::from).filter(|path| repository().join(path).is_file()).collect()
+}

@@ -1,0 +1,10 @@
+//! Tests of the workspace against real brokers, and of the repository itself.
+//!
+//! Each module is one subject. A broker that is missing is a failure that names the command to get
+//! it.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is the test's failure")]
+
+mod lifecycle;
+mod semantics;
+mod support;
+mod tidy;
