@@ -3,5 +3,7 @@
 
 pub mod broker;
 pub mod knob_table;
+pub mod load;
 pub mod logs;
 pub mod reward;
+pub mod scenario;
