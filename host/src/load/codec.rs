@@ -392,7 +392,7 @@ fn put_header(out: &mut Vec<u8>, first: u8, length: usize) {
 /// Appends a Variable Byte Integer; lengths are below 2^28 because scenarios are checked for it.
 fn put_length(out: &mut Vec<u8>, mut length: usize) {
     loop {
-        let low = (length & 0x7f) as u8;
+        let low = u8::try_from(length & 0x7f).unwrap_or_default(); // seven bits fit
         length >>= 7;
         out.push(if length > 0 { low | 0x80 } else { low });
         if length == 0 {

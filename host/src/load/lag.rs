@@ -6,6 +6,8 @@ use hdrhistogram::Histogram;
 
 use super::score::{self, LAG_LIMIT_US};
 
+/// Longest lag that the histogram tells apart: ten minutes.
+const LAG_US_MAX: u64 = 600_000_000;
 /// Seconds that are kept; only repeating runs have more.
 const SECONDS_MAX: usize = 200_000;
 
@@ -26,7 +28,8 @@ struct Counts {
 
 impl Default for Lag {
     fn default() -> Self {
-        let sends_us = Histogram::new(2).expect("2 significant digits are valid");
+        let sends_us =
+            Histogram::new_with_bounds(1, LAG_US_MAX, 2).expect("bounds and digits are valid");
         Self {
             seconds: BTreeMap::new(),
             sends_us,

@@ -173,12 +173,13 @@ impl Engine {
             Some(false) => return true,
             Some(true) => {}
         }
-        if let Some(next) = &mut self.timeline.upcoming {
-            if !next.prepared && now_ns >= next.prepare_ns {
-                next.prepared = true;
-                let phase = next.phase;
-                self.prepare(phase);
-            }
+        if let Some(next) = &mut self.timeline.upcoming
+            && !next.prepared
+            && now_ns >= next.prepare_ns
+        {
+            next.prepared = true;
+            let phase = next.phase;
+            self.prepare(phase);
         }
         if self
             .timeline

@@ -10,6 +10,9 @@ use super::score::SecondCounts;
 use super::{NANOS_PER_S, RunClock, nanos};
 use crate::scenario::{Phase, PublishGroup, SubscribeGroup, topic};
 
+/// Longest latency that the histograms tell apart: an hour.
+const LATENCY_US_MAX: u64 = 3_600_000_000;
+
 /// One run of a phase: the lead-in, or a phase of the scored part (again and again when it repeats).
 pub(super) struct Instance {
     /// Distinguishes the messages of successive runs; wraps, as only neighbours are ever alive together.
@@ -150,7 +153,8 @@ impl Readers {
             seconds: vec![SecondCounts::default(); duration_s as usize],
             seen: slots.iter().map(|_| Vec::new()).collect(),
             slots,
-            latency_us: Histogram::new(2).expect("2 significant digits are valid"),
+            latency_us: Histogram::new_with_bounds(1, LATENCY_US_MAX, 2)
+                .expect("bounds and digits are valid"),
             duplicates: 0,
             closed: 0,
         }
