@@ -596,7 +596,6 @@ impl Engine {
             State::Waiting { until_ns } if until_ns <= now_ns => {
                 client.state = State::Queued;
                 self.connect_queue.push_back(slot);
-                self.outages.begin(slot, now_ns);
             }
             State::Ready if client.ping_at_ns <= now_ns => {
                 if client.sent_ns + ping_after_ns() <= now_ns {

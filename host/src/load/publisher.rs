@@ -213,3 +213,130 @@ fn put(
     };
     codec::put_publish(out, &head, &start, bytes);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn publisher(qos: Qos, window: u16) -> Publisher {
+        let mut publisher = Publisher::default();
+        publisher.assign(Some(Rc::new(Assignment {
+            instance: 0,
+            publisher: 0,
+            client: 0,
+            topic: "t".into(),
+            qos,
+            retain: false,
+            window,
+            payload: payload::Sizes {
+                seed: 1,
+                min: 16,
+                max: 16,
+            },
+            nonce: 9,
+            start_ns: 0,
+            schedule: Rc::new(Schedule::new(1, 1e6, false, None, 1)),
+        })));
+        publisher.connected(u16::MAX, 0);
+        publisher
+    }
+
+    /// What a pump sends: DUP flag and message number of each publish.
+    fn pumped(publisher: &mut Publisher) -> Vec<(bool, u64)> {
+        let mut out = Vec::new();
+        publisher.pump(&mut out, Protocol::V4, &mut Vec::new());
+        let mut sent = Vec::new();
+        let mut rest = out.as_slice();
+        while let Ok(Some((codec::Packet::Publish { payload, .. }, length))) =
+            codec::decode(rest, Protocol::V4)
+        {
+            let number = payload::decode(9, payload).map_or(u64::MAX, |(_, _, k)| k);
+            sent.push((rest[0] & 8 != 0, number));
+            rest = &rest[length..];
+        }
+        assert!(rest.is_empty());
+        sent
+    }
+
+    #[test]
+    fn the_window_holds_back_and_an_acknowledgement_lets_the_next_go() {
+        let mut publisher = publisher(Qos::AtLeastOnce, 2);
+        (0..4).for_each(|k| publisher.push(k, true));
+        assert_eq!(pumped(&mut publisher), [(false, 0), (false, 1)]);
+        publisher.done(77, 5); // never sent
+        assert!(pumped(&mut publisher).is_empty());
+        publisher.done(2, 5);
+        assert_eq!(pumped(&mut publisher), [(false, 2)]);
+        publisher.done(1, 6);
+        publisher.done(3, 6);
+        assert_eq!(pumped(&mut publisher), [(false, 3)]);
+        publisher.done(4, 7);
+        assert!(publisher.is_idle());
+    }
+
+    #[test]
+    fn a_reconnect_sends_again_within_the_brokers_window() {
+        let mut publisher = publisher(Qos::AtLeastOnce, 3);
+        (0..5).for_each(|k| publisher.push(k, true));
+        assert_eq!(pumped(&mut publisher).len(), 3);
+        publisher.connected(2, 10);
+        assert_eq!(pumped(&mut publisher), [(true, 0), (true, 1)]);
+        publisher.done(1, 11);
+        assert_eq!(pumped(&mut publisher), [(true, 2)]);
+        publisher.done(2, 12);
+        assert_eq!(pumped(&mut publisher), [(false, 3)]);
+        assert_eq!(publisher.resent, 3);
+    }
+
+    #[test]
+    fn the_oldest_unsent_goes_when_ten_thousand_wait() {
+        let mut publisher = publisher(Qos::AtLeastOnce, 1);
+        (0..10_003).for_each(|k| publisher.push(k, false));
+        assert_eq!(publisher.discarded, 3);
+        assert_eq!(pumped(&mut publisher), [(false, 3)]);
+    }
+
+    #[test]
+    fn qos_0_is_discarded_while_there_is_no_connection() {
+        let mut publisher = publisher(Qos::AtMostOnce, 1);
+        publisher.push(0, false);
+        publisher.push(1, true);
+        publisher.push(2, true);
+        assert_eq!(pumped(&mut publisher), [(false, 1), (false, 2)]);
+        assert_eq!(publisher.discarded, 1);
+    }
+
+    #[test]
+    fn a_new_phase_starts_empty_and_completes_what_is_in_flight() {
+        let mut publisher = publisher(Qos::ExactlyOnce, 1);
+        (0..3).for_each(|k| publisher.push(k, true));
+        assert_eq!(pumped(&mut publisher).len(), 1);
+        publisher.assign(None);
+        assert!(!publisher.is_idle());
+        publisher.done(1, 5);
+        assert!(publisher.is_idle() && pumped(&mut publisher).is_empty());
+    }
+
+    #[test]
+    fn lag_counts_from_the_acknowledgement_that_opened_the_window() {
+        let mut publisher = publisher(Qos::AtLeastOnce, 1);
+        let mut possible_ns = Vec::new();
+        (0..3).for_each(|k| publisher.push(k, true));
+        publisher.pump(&mut Vec::new(), Protocol::V4, &mut possible_ns);
+        publisher.done(1, 50_000);
+        publisher.pump(&mut Vec::new(), Protocol::V4, &mut possible_ns);
+        // Message 1 was due at 1 us; the window opened at 50 us.
+        assert_eq!(possible_ns, [0, 50_000]);
+    }
+
+    #[test]
+    fn packet_identifiers_wrap_past_zero_and_skip_those_in_flight() {
+        let mut publisher = publisher(Qos::AtLeastOnce, 2);
+        publisher.push(0, true);
+        pumped(&mut publisher); // takes identifier 1, and keeps it
+        publisher.last_packet_id = u16::MAX;
+        publisher.push(1, true);
+        pumped(&mut publisher);
+        assert_eq!(publisher.last_packet_id, 2);
+    }
+}

@@ -463,3 +463,128 @@ fn audience(topics: &[Rc<str>], readers: &[Readers]) -> Vec<u32> {
         .map(|count| u32::try_from(count).unwrap_or(u32::MAX))
         .collect()
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use crate::scenario::Scenario;
+
+    const MS: u64 = 1_000_000;
+
+    /// One writer (slot 0, 10 Hz for 4 s) and a durable and a clean reader (slots 1, 2), away from 1 s to 2.2 s.
+    fn instance() -> Instance {
+        let reader = "clients = 1\nfilter = \"a\"\nqos = 1\noffline = { at_s = 1, for_s = 1 }";
+        let text = format!(
+            "schema = 1\nname = \"t\"\nsummary = \"t\"\nrss_limit_mib = 64\ndeadline_ms = 300\n[[phase]]\nname = \"p\"\n\
+             duration_s = 4\n[[phase.publish]]\nname = \"w\"\nclients = 1\nrate_hz = 10\npayload_bytes = 16\ntopic = \"a\"\n\
+             [[phase.subscribe]]\nname = \"durable\"\nclean_session = false\n{reader}\n\
+             [[phase.subscribe]]\nname = \"clean\"\n{reader}\n"
+        );
+        let phase = &Scenario::parse(&text, "test").unwrap().phases[0];
+        let mut instance = Instance::new(0, 0, true, 0, phase);
+        let schedule = Schedule::new(1, 10.0, false, None, 4);
+        let writers = Writers::new(&phase.publish[0], schedule, 0, vec![0], 0);
+        let away = Some(Away {
+            at_ns: 1000 * MS,
+            back_ns: 2200 * MS,
+        });
+        let readers = phase.subscribe.iter().zip(1..);
+        let readers = readers
+            .map(|(group, slot)| Readers::new(group, 4, vec![slot], away))
+            .collect();
+        instance.set_groups(vec![writers], readers);
+        while instance.take_due(0, u64::MAX - 1).is_some() {}
+        instance
+    }
+
+    fn expected(instance: &Instance, group: usize) -> Vec<u64> {
+        instance.readers[group]
+            .seconds
+            .iter()
+            .map(|counts| counts.expected)
+            .collect()
+    }
+
+    fn deliver(instance: &mut Instance, slot: usize, k: u64, now_ms: u64) -> bool {
+        let clock = RunClock {
+            origin: std::time::Instant::now(),
+            scored_ns: 0,
+        };
+        let delivery = Delivery {
+            slot,
+            publisher: 0,
+            k,
+            now_ns: now_ms * MS,
+        };
+        instance.deliver(delivery, &clock, &Outages::default())
+    }
+
+    #[test]
+    fn a_clean_session_is_exempt_while_away_and_a_durable_one_is_not() {
+        let instance = instance();
+        assert_eq!(expected(&instance, 0), [10, 10, 10, 10]);
+        // Due at 1.0 to 1.9 s, 2.0 and 2.1 s: away until 2.2 s.
+        assert_eq!(expected(&instance, 1), [10, 0, 8, 10]);
+    }
+
+    #[test]
+    fn a_durable_session_has_its_deadline_from_its_return() {
+        let mut instance = instance();
+        assert_eq!(instance.readers[0].expiry_ns(500 * MS), 800 * MS);
+        // In time when it went away: 0.8 s + 0.3 s is after 1 s.
+        assert_eq!(instance.readers[0].expiry_ns(800 * MS), 2500 * MS);
+        assert_eq!(instance.readers[0].expiry_ns(1500 * MS), 2500 * MS);
+        assert_eq!(instance.readers[0].expiry_ns(2200 * MS), 2500 * MS);
+        assert!(deliver(&mut instance, 1, 15, 2500) && deliver(&mut instance, 1, 16, 2501));
+        let counts = &instance.readers[0].seconds[1];
+        assert_eq!((counts.in_time(), counts.late), (1, 1));
+    }
+
+    #[test]
+    fn only_the_first_expected_delivery_counts() {
+        let mut instance = instance();
+        assert!(deliver(&mut instance, 1, 0, 10));
+        assert!(!deliver(&mut instance, 1, 0, 11), "a duplicate");
+        assert!(deliver(&mut instance, 2, 0, 12), "another subscriber");
+        assert!(!deliver(&mut instance, 2, 12, 2210), "exempt");
+        assert!(
+            !deliver(&mut instance, 7, 0, 10),
+            "no subscriber of this phase"
+        );
+        assert!(!deliver(&mut instance, 1, 40, 10), "never sent");
+        assert!(!deliver(&mut instance, 1, u64::MAX, 10), "never sent");
+        assert_eq!(
+            (instance.readers[0].duplicates, instance.unexpected),
+            (1, 2)
+        );
+    }
+
+    #[test]
+    fn a_second_closes_with_its_last_deadline() {
+        let mut instance = instance();
+        assert!(instance.close_second(0, 1299 * MS).is_none());
+        // Messages of the first second from 0.7 s on may wait for the return at 2.2 s.
+        assert!(instance.close_second(0, 2499 * MS).is_none());
+        assert!(instance.close_second(0, 2500 * MS).is_some());
+        assert!(
+            instance.close_second(1, 1300 * MS).is_some(),
+            "a clean session has nothing to wait for"
+        );
+        assert_eq!(instance.stay_until_ns, 4300 * MS);
+    }
+
+    #[test]
+    fn undelivered_messages_are_charged_to_outages_that_they_met() {
+        let mut instance = instance();
+        let mut outages = Outages::default();
+        outages.begin(0, 3050 * MS);
+        outages.end(0, 3250 * MS);
+        (0..30).for_each(|k| assert!(deliver(&mut instance, 1, k, 100 * k + 1)));
+        instance.charge_outages(&outages);
+        // Of those due from 3.0 s on, the ones due by 3.25 s.
+        assert_eq!(instance.readers[0].seconds[3].outage, 3);
+        // Due at 2.8 and 2.9 s too: their deadlines were not over at 3.05 s.
+        assert_eq!(instance.readers[1].seconds[2].outage, 2);
+    }
+}
