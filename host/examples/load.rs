@@ -23,18 +23,14 @@ fn main() -> anyhow::Result<()> {
                 continue;
             }
         };
-        *target = Some(
-            args.next()
-                .with_context(|| format!("{arg} needs a number"))?
-                .parse::<u32>()?,
-        );
+        *target =
+            Some(args.next().with_context(|| format!("{arg} needs a number"))?.parse::<u32>()?);
     }
     let [name, addr] = positional.as_slice() else {
         bail!("usage: load SCENARIO ADDR [--seconds N] [--pid N] [--core N]")
     };
-    let addr = addr
-        .parse()
-        .with_context(|| format!("{addr}: not an address like 127.0.0.1:1883"))?;
+    let addr =
+        addr.parse().with_context(|| format!("{addr}: not an address like 127.0.0.1:1883"))?;
     let pin_cores = core.map(|core| vec![core as usize]);
     if name == "capacity" {
         println!("{:.0}", load::capacity(addr, 1, pin_cores)?);
@@ -47,10 +43,8 @@ fn main() -> anyhow::Result<()> {
             .iter_mut()
             .for_each(|phase| phase.duration_s = phase.duration_s.min(seconds));
     }
-    let mut generator = LoadGenerator::start(LoadConfig {
-        pin_cores,
-        ..LoadConfig::new(scenario, addr, 1)
-    })?;
+    let generator =
+        LoadGenerator::start(LoadConfig { pin_cores, ..LoadConfig::new(scenario, addr) })?;
     let mut next_window = Instant::now();
     while generator.is_alive() {
         if let Some(pid) = pid {

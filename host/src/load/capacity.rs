@@ -70,10 +70,8 @@ fn search(
         }
         step *= 1.25;
     }
-    let (mut low, mut high) = (
-        low.unwrap_or(LOWEST_MSGS_PER_S),
-        high.unwrap_or(HIGHEST_MSGS_PER_S),
-    );
+    let (mut low, mut high) =
+        (low.unwrap_or(LOWEST_MSGS_PER_S), high.unwrap_or(HIGHEST_MSGS_PER_S));
     while high / low > BRACKET_RATIO {
         let middle = (low * high).sqrt();
         if passes(middle)? {
@@ -91,10 +89,7 @@ fn is_passed(
     pin_cores: Option<Vec<usize>>,
     msgs_per_s: f64,
 ) -> Result<bool, LoadError> {
-    let config = LoadConfig {
-        pin_cores,
-        ..LoadConfig::new(scenario(msgs_per_s), addr, seed)
-    };
+    let config = LoadConfig { seed, pin_cores, ..LoadConfig::new(scenario(msgs_per_s), addr) };
     let tally = LoadGenerator::start(config)?.join()?.tally;
     let lost = tally.expected.saturating_sub(tally.in_time);
     Ok(lost as f64 <= LOSS_MAX * tally.expected as f64)
@@ -136,11 +131,7 @@ fn scenario(msgs_per_s: f64) -> Scenario {
         summary: "How much the broker passes".to_owned(),
         deadline: DEADLINE,
         rss_limit_bytes: u64::MAX,
-        broker: BrokerSetup {
-            persistence: false,
-            sys_interval_s: 1,
-            cpu_share: None,
-        },
+        broker: BrokerSetup { persistence: false, sys_interval_s: 1, cpu_share: None },
         phases: vec![Phase {
             name: "try".to_owned(),
             duration_s: TRY_S,
@@ -160,22 +151,13 @@ mod tests {
     fn the_search_finds_the_edge_from_both_sides() {
         for edge in [60.0, 5_000.0, 8_000.0, 123_456.0] {
             let found = search(FIRST_MSGS_PER_S, &mut |rate| Ok(rate <= edge)).unwrap();
-            assert!(
-                found <= edge && edge / found <= BRACKET_RATIO,
-                "{edge} {found}"
-            );
+            assert!(found <= edge && edge / found <= BRACKET_RATIO, "{edge} {found}");
         }
     }
 
     #[test]
     fn the_search_ends_where_everything_or_nothing_passes() {
-        assert!(matches!(
-            search(100.0, &mut |_| Ok(false)),
-            Err(LoadError::NoCapacity { .. })
-        ));
-        assert_eq!(
-            search(100.0, &mut |_| Ok(true)).unwrap(),
-            HIGHEST_MSGS_PER_S
-        );
+        assert!(matches!(search(100.0, &mut |_| Ok(false)), Err(LoadError::NoCapacity { .. })));
+        assert_eq!(search(100.0, &mut |_| Ok(true)).unwrap(), HIGHEST_MSGS_PER_S);
     }
 }

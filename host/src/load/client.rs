@@ -116,10 +116,7 @@ impl Client {
 
     /// Whether a connection attempt is under way.
     pub(super) fn is_connecting(&self) -> bool {
-        matches!(
-            self.state,
-            State::Opening | State::Handshake | State::Subscribing
-        )
+        matches!(self.state, State::Opening | State::Handshake | State::Subscribing)
     }
 
     /// Starts a connection attempt.
@@ -130,11 +127,7 @@ impl Client {
         slot: usize,
     ) -> io::Result<()> {
         let mut stream = TcpStream::connect(addr)?;
-        registry.register(
-            &mut stream,
-            Token(slot),
-            Interest::READABLE | Interest::WRITABLE,
-        )?;
+        registry.register(&mut stream, Token(slot), Interest::READABLE | Interest::WRITABLE)?;
         self.stream = Some(stream);
         self.state = State::Opening;
         Ok(())

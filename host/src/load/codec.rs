@@ -91,10 +91,7 @@ pub fn decode(
     let Some(body) = bytes.get(start..start + length) else {
         return Ok(None);
     };
-    let short = DecodeError::Short {
-        packet_type: first >> 4,
-        bytes: length,
-    };
+    let short = DecodeError::Short { packet_type: first >> 4, bytes: length };
     let packet = body_of(first, Fields { rest: body, short }, protocol)?;
     Ok(Some((packet, start + length)))
 }
@@ -117,11 +114,7 @@ fn remaining_length(bytes: &[u8]) -> Result<Option<(usize, usize)>, DecodeError>
             return Ok(Some((value, i + 1)));
         }
     }
-    if bytes.len() >= 4 {
-        Err(DecodeError::Length)
-    } else {
-        Ok(None)
-    }
+    if bytes.len() >= 4 { Err(DecodeError::Length) } else { Ok(None) }
 }
 
 fn body_of(
@@ -136,10 +129,7 @@ fn body_of(
         4 => Packet::PubAck(fields.u16()?),
         5 => {
             let packet_id = fields.u16()?;
-            Packet::PubRec {
-                packet_id,
-                refused: v5 && fields.u8().is_ok_and(|code| code >= 0x80),
-            }
+            Packet::PubRec { packet_id, refused: v5 && fields.u8().is_ok_and(|code| code >= 0x80) }
         }
         6 => Packet::PubRel(fields.u16()?),
         7 => Packet::PubComp(fields.u16()?),
@@ -160,16 +150,8 @@ fn body_of(
 fn conn_ack<'a>(fields: &mut Fields<'a>, v5: bool) -> Result<Packet<'a>, DecodeError> {
     let session_present = fields.u8()? & 1 == 1;
     let code = fields.u8()?;
-    let receive_maximum = if v5 {
-        fields.properties()?.unwrap_or(u16::MAX)
-    } else {
-        u16::MAX
-    };
-    Ok(Packet::ConnAck {
-        session_present,
-        code,
-        receive_maximum: receive_maximum.max(1),
-    })
+    let receive_maximum = if v5 { fields.properties()?.unwrap_or(u16::MAX) } else { u16::MAX };
+    Ok(Packet::ConnAck { session_present, code, receive_maximum: receive_maximum.max(1) })
 }
 
 fn publish(first: u8, mut fields: Fields<'_>, v5: bool) -> Result<Packet<'_>, DecodeError> {
@@ -181,23 +163,14 @@ fn publish(first: u8, mut fields: Fields<'_>, v5: bool) -> Result<Packet<'_>, De
     };
     let topic_bytes = fields.u16()?;
     fields.take(usize::from(topic_bytes))?;
-    let packet_id = if qos == Qos::AtMostOnce {
-        0
-    } else {
-        fields.u16()?
-    };
+    let packet_id = if qos == Qos::AtMostOnce { 0 } else { fields.u16()? };
     if qos != Qos::AtMostOnce && packet_id == 0 {
         return Err(DecodeError::Publish);
     }
     if v5 {
         fields.properties()?;
     }
-    Ok(Packet::Publish {
-        qos,
-        retain: first & 1 == 1,
-        packet_id,
-        payload: fields.rest,
-    })
+    Ok(Packet::Publish { qos, retain: first & 1 == 1, packet_id, payload: fields.rest })
 }
 
 /// Reads fields off the front of a packet's body.
@@ -232,10 +205,7 @@ impl<'a> Fields<'a> {
     fn properties(&mut self) -> Result<Option<u16>, DecodeError> {
         let (length, header_bytes) = remaining_length(self.rest)?.ok_or(self.short)?;
         self.take(header_bytes)?;
-        let mut list = Fields {
-            rest: self.take(length)?,
-            short: self.short,
-        };
+        let mut list = Fields { rest: self.take(length)?, short: self.short };
         let mut receive_maximum = None;
         while !list.rest.is_empty() {
             match list.u8()? {
@@ -278,11 +248,7 @@ pub struct Connect<'a> {
 pub fn put_connect(out: &mut Vec<u8>, connect: &Connect<'_>) {
     let mut body = Vec::with_capacity(64);
     put_bytes(&mut body, b"MQTT");
-    body.push(if connect.protocol == Protocol::V5 {
-        5
-    } else {
-        4
-    });
+    body.push(if connect.protocol == Protocol::V5 { 5 } else { 4 });
     body.push(if connect.clean_session { 2 } else { 0 });
     body.extend(connect.keep_alive_s.to_be_bytes());
     if connect.protocol == Protocol::V5 {
@@ -338,11 +304,7 @@ pub fn put_publish(out: &mut Vec<u8>, head: &PublishHead<'_>, start: &[u8], payl
     let property_bytes = usize::from(head.protocol == Protocol::V5);
     let payload_bytes = payload_bytes.max(start.len());
     let flags = u8::from(head.dup) << 3 | (head.qos as u8) << 1 | u8::from(head.retain);
-    put_header(
-        out,
-        0x30 | flags,
-        2 + head.topic.len() + id_bytes + property_bytes + payload_bytes,
-    );
+    put_header(out, 0x30 | flags, 2 + head.topic.len() + id_bytes + property_bytes + payload_bytes);
     put_bytes(out, head.topic.as_bytes());
     if head.qos != Qos::AtMostOnce {
         out.extend(head.packet_id.to_be_bytes());
@@ -417,14 +379,8 @@ mod tests {
     /// A delivery has the form of a publish, so the encoder makes valid input for the decoder.
     fn publish_bytes(protocol: Protocol, qos: Qos, packet_id: u16, payload: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
-        let head = PublishHead {
-            protocol,
-            dup: false,
-            qos,
-            retain: false,
-            topic: "a/b",
-            packet_id,
-        };
+        let head =
+            PublishHead { protocol, dup: false, qos, retain: false, topic: "a/b", packet_id };
         put_publish(&mut out, &head, payload, payload.len());
         out
     }
@@ -440,24 +396,12 @@ mod tests {
         };
         let mut out = Vec::new();
         put_connect(&mut out, &connect);
-        assert_eq!(
-            out,
-            [
-                0x10, 14, 0, 4, b'M', b'Q', b'T', b'T', 4, 2, 0, 60, 0, 2, b'a', b'b'
-            ]
-        );
-        connect = Connect {
-            protocol: Protocol::V5,
-            clean_session: false,
-            ..connect
-        };
+        assert_eq!(out, [0x10, 14, 0, 4, b'M', b'Q', b'T', b'T', 4, 2, 0, 60, 0, 2, b'a', b'b']);
+        connect = Connect { protocol: Protocol::V5, clean_session: false, ..connect };
         out.clear();
         put_connect(&mut out, &connect);
         let properties = [8, 0x11, 255, 255, 255, 255, 0x21, 0, 9];
-        assert_eq!(
-            out[..12],
-            [0x10, 23, 0, 4, b'M', b'Q', b'T', b'T', 5, 0, 0, 60]
-        );
+        assert_eq!(out[..12], [0x10, 23, 0, 4, b'M', b'Q', b'T', b'T', 5, 0, 0, 60]);
         assert_eq!(out[12..21], properties);
     }
 
@@ -481,20 +425,10 @@ mod tests {
         let v4: [(&[u8], Packet<'_>); 7] = [
             (
                 &[0x20, 2, 1, 0],
-                Packet::ConnAck {
-                    session_present: true,
-                    code: 0,
-                    receive_maximum: 65_535,
-                },
+                Packet::ConnAck { session_present: true, code: 0, receive_maximum: 65_535 },
             ),
             (&[0x40, 2, 1, 2], Packet::PubAck(258)),
-            (
-                &[0x50, 2, 0, 3],
-                Packet::PubRec {
-                    packet_id: 3,
-                    refused: false,
-                },
-            ),
+            (&[0x50, 2, 0, 3], Packet::PubRec { packet_id: 3, refused: false }),
             (&[0x62, 2, 0, 4], Packet::PubRel(4)),
             (&[0x70, 2, 0, 5], Packet::PubComp(5)),
             (&[0x90, 3, 0, 1, 0x80], Packet::SubAck(0x80)),
@@ -506,19 +440,9 @@ mod tests {
         let v5: [(&[u8], Packet<'_>); 4] = [
             (
                 &[0x20, 11, 0, 0, 8, 0x22, 0, 10, 0x21, 0, 20, 0x25, 1],
-                Packet::ConnAck {
-                    session_present: false,
-                    code: 0,
-                    receive_maximum: 20,
-                },
+                Packet::ConnAck { session_present: false, code: 0, receive_maximum: 20 },
             ),
-            (
-                &[0x50, 3, 0, 3, 0x97],
-                Packet::PubRec {
-                    packet_id: 3,
-                    refused: true,
-                },
-            ),
+            (&[0x50, 3, 0, 3, 0x97], Packet::PubRec { packet_id: 3, refused: true }),
             (&[0x90, 4, 0, 1, 0, 1], Packet::SubAck(1)),
             (&[0xe0, 1, 0x8b], Packet::Disconnect(0x8b)),
         ];
@@ -529,25 +453,13 @@ mod tests {
 
     #[test]
     fn what_cannot_be_a_packet_is_refused() {
-        assert_eq!(
-            decode(&[0x30, 0xff, 0xff, 0xff, 0xff], Protocol::V4),
-            Err(DecodeError::Length)
-        );
+        assert_eq!(decode(&[0x30, 0xff, 0xff, 0xff, 0xff], Protocol::V4), Err(DecodeError::Length));
         assert_eq!(decode(&[0x10, 0], Protocol::V4), Err(DecodeError::Type(1)));
-        assert_eq!(
-            decode(&[0x36, 3, 0, 0, 1], Protocol::V4),
-            Err(DecodeError::Publish)
-        );
-        assert_eq!(
-            decode(&[0x32, 4, 0, 0, 0, 0], Protocol::V4),
-            Err(DecodeError::Publish)
-        );
+        assert_eq!(decode(&[0x36, 3, 0, 0, 1], Protocol::V4), Err(DecodeError::Publish));
+        assert_eq!(decode(&[0x32, 4, 0, 0, 0, 0], Protocol::V4), Err(DecodeError::Publish));
         assert!(matches!(
             decode(&[0x40, 1, 0], Protocol::V4),
-            Err(DecodeError::Short {
-                packet_type: 4,
-                bytes: 1
-            })
+            Err(DecodeError::Short { packet_type: 4, bytes: 1 })
         ));
         assert_eq!(
             decode(&[0x30, 5, 0, 0, 2, 0x7f, 0], Protocol::V5),

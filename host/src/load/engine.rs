@@ -87,7 +87,9 @@ pub(super) struct Engine {
 /// Counters of the whole run.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Totals {
+    /// Since the last report, as the next.
     pub(super) delivered: u64,
+    pub(super) latency_us_max: Option<u64>,
     pub(super) connections_lost: u64,
     pub(super) foreign: u64,
     pub(super) bad_packets: u64,
@@ -211,17 +213,10 @@ impl Engine {
         if !self.unread.is_empty() {
             return Some(Duration::ZERO);
         }
-        let sends_ns = self
-            .live
-            .back()
-            .map_or(u64::MAX, Instance::next_due_ns)
-            .max(now_ns + NAP_MIN_NS);
-        let acks_ns = self
-            .acks
-            .values()
-            .filter_map(|queue| queue.front())
-            .map(|ack| ack.due_ns)
-            .min();
+        let sends_ns =
+            self.live.back().map_or(u64::MAX, Instance::next_due_ns).max(now_ns + NAP_MIN_NS);
+        let acks_ns =
+            self.acks.values().filter_map(|queue| queue.front()).map(|ack| ack.due_ns).min();
         let timers_ns = self.timers.peek().map(|Reverse((at_ns, _))| *at_ns);
         let next_ns = [
             Some(sends_ns),
@@ -236,11 +231,7 @@ impl Engine {
         }
         if next_ns != self.timer_ns {
             let wait = TimeSpec::from_duration(Duration::from_nanos(next_ns - now_ns));
-            if self
-                .timer
-                .set(Expiration::OneShot(wait), TimerSetTimeFlags::empty())
-                .is_err()
-            {
+            if self.timer.set(Expiration::OneShot(wait), TimerSetTimeFlags::empty()).is_err() {
                 return Some(Duration::from_millis(1));
             }
             self.timer_ns = next_ns;
@@ -315,13 +306,7 @@ impl Engine {
             while let Some(next) = queue.front()
                 && next.due_ns <= now_ns
             {
-                let DelayedAck {
-                    slot,
-                    epoch,
-                    ack,
-                    packet_id,
-                    ..
-                } = *next;
+                let DelayedAck { slot, epoch, ack, packet_id, .. } = *next;
                 queue.pop_front();
                 let client = &mut self.clients[slot];
                 if client.epoch == epoch {
@@ -381,15 +366,12 @@ impl Engine {
         let epoch = self.clients[slot].epoch;
         let mut input = std::mem::take(&mut self.clients[slot].input);
         let outcome = if input.is_empty() {
-            self.packets(slot, bytes, now_ns)
-                .map(|used| input.extend_from_slice(&bytes[used..]))
+            self.packets(slot, bytes, now_ns).map(|used| input.extend_from_slice(&bytes[used..]))
         } else {
             input.extend_from_slice(bytes);
             match codec::packet_bytes(&input) {
                 Some(needed) if needed > input.len() => Ok(()),
-                _ => self
-                    .packets(slot, &input, now_ns)
-                    .map(|used| drop(input.drain(..used))),
+                _ => self.packets(slot, &input, now_ns).map(|used| drop(input.drain(..used))),
             }
         };
         match outcome {
@@ -423,12 +405,7 @@ impl Engine {
 
     fn packet(&mut self, slot: usize, packet: Packet<'_>, now_ns: u64) {
         match packet {
-            Packet::Publish {
-                qos,
-                retain,
-                packet_id,
-                payload,
-            } => {
+            Packet::Publish { qos, retain, packet_id, payload } => {
                 self.delivered(slot, retain, payload, now_ns);
                 match qos {
                     Qos::AtMostOnce => {}
@@ -437,39 +414,23 @@ impl Engine {
                 }
             }
             Packet::PubRel(packet_id) => self.acknowledge(slot, Ack::PubComp, packet_id, now_ns),
-            Packet::ConnAck {
-                session_present,
-                code,
-                receive_maximum,
-            } => {
+            Packet::ConnAck { session_present, code, receive_maximum } => {
                 self.accepted(slot, session_present, code, receive_maximum, now_ns);
             }
             Packet::SubAck(code) if code >= 0x80 => {
-                self.lose(
-                    slot,
-                    now_ns,
-                    &format!("subscription refused with code {code:#x}"),
-                );
+                self.lose(slot, now_ns, &format!("subscription refused with code {code:#x}"));
             }
             Packet::SubAck(_) => self.ready(slot, now_ns),
-            Packet::Disconnect(code) => self.lose(
-                slot,
-                now_ns,
-                &format!("disconnected by the broker, reason {code:#x}"),
-            ),
+            Packet::Disconnect(code) => {
+                self.lose(slot, now_ns, &format!("disconnected by the broker, reason {code:#x}"))
+            }
             Packet::PingResp => {}
             Packet::PubAck(packet_id)
             | Packet::PubComp(packet_id)
-            | Packet::PubRec {
-                packet_id,
-                refused: true,
-            } => {
+            | Packet::PubRec { packet_id, refused: true } => {
                 self.done(slot, packet_id, now_ns);
             }
-            Packet::PubRec {
-                packet_id,
-                refused: false,
-            } => {
+            Packet::PubRec { packet_id, refused: false } => {
                 codec::put_ack(self.clients[slot].output(), Ack::PubRel, packet_id);
             }
         }
@@ -494,21 +455,13 @@ impl Engine {
             self.totals.foreign += 1;
             return;
         };
-        let Some(instance) = self
-            .live
-            .iter_mut()
-            .find(|instance| instance.number == number)
-        else {
+        let Some(instance) = self.live.iter_mut().find(|instance| instance.number == number) else {
             return;
         };
-        let delivery = Delivery {
-            slot,
-            publisher,
-            k,
-            now_ns,
-        };
-        if instance.deliver(delivery, &self.clock, &self.outages) {
+        let delivery = Delivery { slot, publisher, k, now_ns };
+        if let Some(latency_us) = instance.deliver(delivery, &self.clock, &self.outages) {
             self.totals.delivered += 1;
+            self.totals.latency_us_max = self.totals.latency_us_max.max(Some(latency_us));
         }
     }
 
@@ -522,13 +475,8 @@ impl Engine {
             codec::put_ack(client.output(), ack, packet_id);
             return;
         }
-        let later = DelayedAck {
-            due_ns: now_ns + delay_ns,
-            slot,
-            epoch: client.epoch,
-            ack,
-            packet_id,
-        };
+        let later =
+            DelayedAck { due_ns: now_ns + delay_ns, slot, epoch: client.epoch, ack, packet_id };
         self.acks.entry(delay_ns).or_default().push_back(later);
     }
 
@@ -541,11 +489,7 @@ impl Engine {
         now_ns: u64,
     ) {
         if code != 0 {
-            return self.lose(
-                slot,
-                now_ns,
-                &format!("connection refused with code {code:#x}"),
-            );
+            return self.lose(slot, now_ns, &format!("connection refused with code {code:#x}"));
         }
         let client = &mut self.clients[slot];
         match &mut client.role {
@@ -616,11 +560,7 @@ impl Engine {
         if self.connect_queue.is_empty() {
             return;
         }
-        let mut connecting = self
-            .clients
-            .iter()
-            .filter(|client| client.is_connecting())
-            .count();
+        let mut connecting = self.clients.iter().filter(|client| client.is_connecting()).count();
         while connecting < CONNECTING_MAX
             && let Some(slot) = self.connect_queue.pop_front()
         {
@@ -656,11 +596,7 @@ impl Engine {
         self.outages.begin(slot, now_ns);
         // Before the start nobody has lost anything yet: ask often.
         let wait_ns = client.reconnect_ns.max(RETRY_MIN_NS);
-        let wait_ns = if self.started.is_some() {
-            wait_ns.min(20 * RETRY_MIN_NS)
-        } else {
-            wait_ns
-        };
+        let wait_ns = if self.started.is_some() { wait_ns.min(20 * RETRY_MIN_NS) } else { wait_ns };
         self.connect_at(slot, now_ns + wait_ns);
     }
 
@@ -716,10 +652,7 @@ impl Engine {
 
     /// Sends what is due in the current run of a phase to its end, however late: afterwards nothing is.
     pub(super) fn send_rest(&mut self) {
-        while self
-            .live
-            .back()
-            .is_some_and(|instance| instance.next_due_ns() != u64::MAX)
+        while self.live.back().is_some_and(|instance| instance.next_due_ns() != u64::MAX)
             && !self.shared.stop.load(Ordering::Relaxed)
         {
             self.send_due();

@@ -30,11 +30,7 @@ impl Default for Lag {
     fn default() -> Self {
         let sends_us =
             Histogram::new_with_bounds(1, LAG_US_MAX, 2).expect("bounds and digits are valid");
-        Self {
-            seconds: BTreeMap::new(),
-            sends_us,
-            turn_us_max: 0,
-        }
+        Self { seconds: BTreeMap::new(), sends_us, turn_us_max: 0 }
     }
 }
 

@@ -49,7 +49,7 @@ const FILES_SPARE: u64 = 64;
 #[derive(Debug, Clone)]
 pub struct LoadConfig {
     /// The load.
-    pub scenario: Scenario,
+    pub scenario: Arc<Scenario>,
     /// The broker's listener.
     pub addr: SocketAddr,
     /// Decides payload sizes.
@@ -68,13 +68,13 @@ pub struct LoadConfig {
 }
 
 impl LoadConfig {
-    /// The scenario once, without lead-in, on any core; 20 s to connect.
+    /// The scenario once, without lead-in, on any core, with seed 1; 20 s to connect.
     #[must_use]
-    pub fn new(scenario: Scenario, addr: SocketAddr, seed: u64) -> Self {
+    pub fn new(scenario: impl Into<Arc<Scenario>>, addr: SocketAddr) -> Self {
         Self {
-            scenario,
+            scenario: scenario.into(),
             addr,
-            seed,
+            seed: 1,
             lead_in: None,
             capacity_msgs_per_s: None,
             repeat: false,
@@ -166,7 +166,7 @@ pub enum Stage {
 
 /// The score of the messages whose deadline expired since the last look, in whole seconds of intended send.
 #[derive(Debug, Clone, PartialEq)]
-pub struct WindowScore {
+pub struct Window {
     /// As [`score::run_score`], each phase weighted by its seconds in the window; `None` where no second closed or all
     /// were void.
     pub score: Option<f64>,
@@ -178,6 +178,8 @@ pub struct WindowScore {
     pub seconds_void: u64,
     /// First deliveries per second since the last look.
     pub delivered_per_s: f64,
+    /// The longest time from intended send to first delivery since the last look, to 50 ms; `None` without deliveries.
+    pub latency_us_max: Option<u64>,
     /// Clients that are connected and subscribed now.
     pub clients_connected: usize,
     /// Clients that should be, scheduled absences included.
@@ -193,8 +195,6 @@ pub struct LoadGenerator {
     waker: mio::Waker,
     clock: RunClock,
     thread: Option<JoinHandle<Result<LoadResult, LoadError>>>,
-    looked_at: Instant,
-    delivered_before: u64,
 }
 
 impl LoadGenerator {
@@ -204,9 +204,7 @@ impl LoadGenerator {
     /// [`LoadError`]: a missing capacity, too many clients, clients that are not ready in time, or the system.
     pub fn start(config: LoadConfig) -> Result<Self, LoadError> {
         if config.scenario.needs_capacity() && config.capacity_msgs_per_s.is_none() {
-            return Err(LoadError::CapacityNeeded {
-                scenario: config.scenario.name.clone(),
-            });
+            return Err(LoadError::CapacityNeeded { scenario: config.scenario.name.clone() });
         }
         allow_clients(&config.scenario)?;
         let shared = Arc::new(Shared::new(config.scenario.rss_limit_bytes));
@@ -228,15 +226,7 @@ impl LoadGenerator {
             // The thread ended before it told anything: its result says why.
             Err(mpsc::RecvError) => return Err(ended(thread).err().unwrap_or(LoadError::Panicked)),
         };
-        let looked_at = Instant::now();
-        Ok(Self {
-            shared,
-            waker,
-            clock,
-            thread: Some(thread),
-            looked_at,
-            delivered_before: 0,
-        })
+        Ok(Self { shared, waker, clock, thread: Some(thread) })
     }
 
     /// When the scored part begins; publishers have empty buffers then.
@@ -254,9 +244,7 @@ impl LoadGenerator {
     /// Whether the thread still runs.
     #[must_use]
     pub fn is_alive(&self) -> bool {
-        self.thread
-            .as_ref()
-            .is_some_and(|thread| !thread.is_finished())
+        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
     }
 
     /// Tells the broker's resident memory (VmRSS) at an instant; wanted every 100 ms, lead-in included.
@@ -267,34 +255,29 @@ impl LoadGenerator {
 
     /// The score of the seconds whose deadlines expired since the last call, lead-in included. Give memory samples
     /// first.
-    pub fn window(&mut self) -> WindowScore {
+    pub fn window(&self) -> Window {
         let now = Instant::now();
-        let elapsed_s = now.duration_since(self.looked_at).as_secs_f64().max(1e-3);
         let mut handover = self.shared.handover();
+        let elapsed = now.saturating_duration_since(handover.looked_at);
         let closed: Vec<ClosedSecond> = handover.closed.drain(..).collect();
         if handover.repeat {
-            handover
-                .memory
-                .forget_before(self.clock.second_of(now) - MEMORY_KEPT_S);
+            handover.memory.forget_before(self.clock.second_of(now) - MEMORY_KEPT_S);
         }
-        let delivered = handover.delivered - self.delivered_before;
+        let delivered = std::mem::take(&mut handover.delivered);
+        handover.looked_at = now;
         let mut tally = Tally::default();
-        closed
-            .iter()
-            .for_each(|second| tally.add(&second.counts, &handover.memory));
-        let window = WindowScore {
+        closed.iter().for_each(|second| tally.add(&second.counts, &handover.memory));
+        Window {
             score: window_score(&closed, &handover.weights, &handover.memory),
             tally,
             seconds: closed.len() as u64,
             seconds_void: closed.iter().filter(|second| second.counts.void).count() as u64,
-            delivered_per_s: delivered as f64 / elapsed_s,
+            delivered_per_s: delivered as f64 / elapsed.as_secs_f64().max(1e-3),
+            latency_us_max: handover.latency_us_max.take(),
             clients_connected: handover.clients_connected,
             clients_wanted: handover.clients_wanted,
             generator_lag_us_p99: handover.generator_lag_us_p99,
-        };
-        self.delivered_before = handover.delivered;
-        self.looked_at = now;
-        window
+        }
     }
 
     /// Asks the thread to end: the clients disconnect, and the result has the seconds that are over.
@@ -354,17 +337,12 @@ fn pin(cores: &[usize]) -> io::Result<()> {
     for core in cores {
         set.set(*core)?;
     }
-    Ok(nix::sched::sched_setaffinity(
-        nix::unistd::Pid::from_raw(0),
-        &set,
-    )?)
+    Ok(nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set)?)
 }
 
 /// Tells this run's messages and client ids from those of any other on the same broker; not a random choice of the load.
 fn run_nonce() -> u32 {
-    let now_ns = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .map_or(0, nanos);
+    let now_ns = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, nanos);
     let mixed = payload::mix(now_ns ^ u64::from(std::process::id()) << 40);
     u32::try_from(mixed >> 32).unwrap_or(0)
 }
@@ -372,42 +350,21 @@ fn run_nonce() -> u32 {
 /// Raises the limit of open files as far as the scenario needs.
 fn allow_clients(scenario: &Scenario) -> Result<(), LoadError> {
     let count = |phase: &crate::scenario::Phase| {
-        let publishers: u64 = phase
-            .publish
-            .iter()
-            .map(|group| u64::from(group.clients))
-            .sum();
-        let subscribers: u64 = phase
-            .subscribe
-            .iter()
-            .map(|group| u64::from(group.clients))
-            .sum();
+        let publishers: u64 = phase.publish.iter().map(|group| u64::from(group.clients)).sum();
+        let subscribers: u64 = phase.subscribe.iter().map(|group| u64::from(group.clients)).sum();
         (publishers, subscribers)
     };
     let counts: Vec<(u64, u64)> = scenario.phases.iter().map(count).collect();
-    let of = |i: usize| {
-        counts
-            .get(i)
-            .map_or(0, |(publishers, subscribers)| publishers + subscribers)
-    };
+    let of =
+        |i: usize| counts.get(i).map_or(0, |(publishers, subscribers)| publishers + subscribers);
     // Where phases meet, both phases' clients are connected.
-    let clients = (0..counts.len())
-        .map(|i| of(i) + of(i + 1))
-        .max()
-        .unwrap_or(0);
+    let clients = (0..counts.len()).map(|i| of(i) + of(i + 1)).max().unwrap_or(0);
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)
         .map_err(|e| LoadError::system("open files")(e.into()))?;
     let wanted = clients + FILES_SPARE;
-    let publishers_max = counts
-        .iter()
-        .map(|(publishers, _)| *publishers)
-        .max()
-        .unwrap_or(0);
+    let publishers_max = counts.iter().map(|(publishers, _)| *publishers).max().unwrap_or(0);
     if wanted > hard || publishers_max > u64::from(payload::PUBLISHERS_MAX) {
-        return Err(LoadError::TooManyClients {
-            clients,
-            limit: hard,
-        });
+        return Err(LoadError::TooManyClients { clients, limit: hard });
     }
     if wanted > soft {
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
@@ -425,10 +382,7 @@ fn window_score(
     let mut runs: BTreeMap<u16, BTreeMap<(usize, usize), Vec<SecondCounts>>> = BTreeMap::new();
     for second in closed {
         let groups = runs.entry(second.number).or_default();
-        groups
-            .entry((second.phase, second.group))
-            .or_default()
-            .push(second.counts.clone());
+        groups.entry((second.phase, second.group)).or_default().push(second.counts.clone());
     }
     let phases: Vec<PhaseCounts<'_>> = runs
         .values()
@@ -463,7 +417,10 @@ struct Handover {
     stage: Stage,
     clients_connected: usize,
     clients_wanted: usize,
+    /// Since the caller's last look, as the next two.
     delivered: u64,
+    latency_us_max: Option<u64>,
+    looked_at: Instant,
     generator_lag_us_p99: u64,
     closed: VecDeque<ClosedSecond>,
     memory: MemorySeconds,
@@ -488,16 +445,15 @@ impl Shared {
             clients_connected: 0,
             clients_wanted: 0,
             delivered: 0,
+            latency_us_max: None,
+            looked_at: Instant::now(),
             generator_lag_us_p99: 0,
             closed: VecDeque::new(),
             memory: MemorySeconds::new(rss_limit_bytes),
             repeat: false,
             weights: Vec::new(),
         };
-        Self {
-            stop: AtomicBool::new(false),
-            handover: Mutex::new(handover),
-        }
+        Self { stop: AtomicBool::new(false), handover: Mutex::new(handover) }
     }
 
     /// The lock; counts stay usable after a panic elsewhere.
@@ -515,10 +471,7 @@ struct RunClock {
 
 impl RunClock {
     fn start() -> Self {
-        Self {
-            origin: Instant::now(),
-            scored_ns: 0,
-        }
+        Self { origin: Instant::now(), scored_ns: 0 }
     }
 
     fn now_ns(&self) -> u64 {

@@ -39,9 +39,7 @@ impl Outages {
 
     /// Whether no client was ever down.
     pub(super) fn is_empty(&self) -> bool {
-        self.slots
-            .iter()
-            .all(|outages| outages.past_ns.is_empty() && outages.since_ns.is_none())
+        self.slots.iter().all(|outages| outages.past_ns.is_empty() && outages.since_ns.is_none())
     }
 
     /// Whether any of the slots was ever down.
@@ -51,17 +49,14 @@ impl Outages {
 
     /// Whether any of the slots was down at some time in `[from_ns, to_ns]`.
     pub(super) fn any(&self, slots: [usize; 2], from_ns: u64, to_ns: u64) -> bool {
-        slots
-            .iter()
-            .filter_map(|slot| self.slots.get(*slot))
-            .any(|outages| {
-                outages.since_ns.is_some_and(|since_ns| since_ns <= to_ns)
-                    || outages
-                        .past_ns
-                        .iter()
-                        .rev()
-                        .any(|(start_ns, end_ns)| *start_ns <= to_ns && *end_ns >= from_ns)
-            })
+        slots.iter().filter_map(|slot| self.slots.get(*slot)).any(|outages| {
+            outages.since_ns.is_some_and(|since_ns| since_ns <= to_ns)
+                || outages
+                    .past_ns
+                    .iter()
+                    .rev()
+                    .any(|(start_ns, end_ns)| *start_ns <= to_ns && *end_ns >= from_ns)
+        })
     }
 }
 

@@ -19,18 +19,12 @@ pub(super) fn encode(nonce: u32, instance: u16, publisher: u32, k: u64) -> [u8; 
 pub(super) fn decode(nonce: u32, bytes: &[u8]) -> Option<(u16, u32, u64)> {
     let head = bytes.first_chunk::<HEAD_BYTES>()?;
     let number = |range: std::ops::Range<usize>| {
-        head[range]
-            .iter()
-            .fold(0, |sum, byte| sum << 8 | u64::from(*byte))
+        head[range].iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte))
     };
     if number(0..4) != u64::from(nonce) {
         return None;
     }
-    Some((
-        u16::try_from(number(4..6)).ok()?,
-        u32::try_from(number(6..9)).ok()?,
-        number(9..16),
-    ))
+    Some((u16::try_from(number(4..6)).ok()?, u32::try_from(number(6..9)).ok()?, number(9..16)))
 }
 
 /// Payload sizes of a group: uniform, and the same again for the same message.
@@ -67,10 +61,7 @@ mod tests {
     #[test]
     fn what_is_encoded_decodes() {
         let bytes = encode(0xdead_beef, 65_535, PUBLISHERS_MAX - 1, (1 << 56) - 1);
-        assert_eq!(
-            decode(0xdead_beef, &bytes),
-            Some((65_535, PUBLISHERS_MAX - 1, (1 << 56) - 1))
-        );
+        assert_eq!(decode(0xdead_beef, &bytes), Some((65_535, PUBLISHERS_MAX - 1, (1 << 56) - 1)));
         assert_eq!(decode(1, &bytes), None);
         assert_eq!(decode(0xdead_beef, &bytes[..15]), None);
         assert_eq!(decode(7, &encode(7, 0, 1, 2)), Some((0, 1, 2)));
@@ -78,29 +69,14 @@ mod tests {
 
     #[test]
     fn sizes_cover_their_range_evenly_and_repeat() {
-        let sizes = Sizes {
-            seed: 7,
-            min: 16,
-            max: 25,
-        };
+        let sizes = Sizes { seed: 7, min: 16, max: 25 };
         let mut counts = [0; 10];
         for k in 0..10_000 {
             let bytes = sizes.of(3, k);
             assert_eq!(bytes, sizes.of(3, k));
             counts[bytes - 16] += 1;
         }
-        assert!(
-            counts.iter().all(|count| (850..1150).contains(count)),
-            "{counts:?}"
-        );
-        assert_eq!(
-            Sizes {
-                seed: 1,
-                min: 64,
-                max: 64
-            }
-            .of(0, 5),
-            64
-        );
+        assert!(counts.iter().all(|count| (850..1150).contains(count)), "{counts:?}");
+        assert_eq!(Sizes { seed: 1, min: 64, max: 64 }.of(0, 5), 64);
     }
 }

@@ -81,9 +81,7 @@ impl Publisher {
     }
 
     fn qos(&self) -> Qos {
-        self.assignment
-            .as_ref()
-            .map_or(Qos::AtMostOnce, |assignment| assignment.qos)
+        self.assignment.as_ref().map_or(Qos::AtMostOnce, |assignment| assignment.qos)
     }
 
     /// A new connection: everything in flight is to be sent again, within the broker's Receive Maximum.
@@ -110,14 +108,7 @@ impl Publisher {
             if self.resend_from >= window(entry.assignment.window) || out.len() > OUTPUT_BYTES_MAX {
                 return;
             }
-            put(
-                out,
-                protocol,
-                &entry.assignment,
-                entry.k,
-                entry.packet_id,
-                true,
-            );
+            put(out, protocol, &entry.assignment, entry.k, entry.packet_id, true);
             self.resend_from += 1;
             self.resent += 1;
         }
@@ -151,11 +142,7 @@ impl Publisher {
     fn packet_id(&mut self) -> u16 {
         loop {
             self.last_packet_id = self.last_packet_id.checked_add(1).unwrap_or(1);
-            if self
-                .inflight
-                .iter()
-                .all(|entry| entry.packet_id != self.last_packet_id)
-            {
+            if self.inflight.iter().all(|entry| entry.packet_id != self.last_packet_id) {
                 return self.last_packet_id;
             }
         }
@@ -165,11 +152,7 @@ impl Publisher {
     /// flight and, if the connection goes, is sent anew: the broker may have lost it, and a second delivery is only a
     /// duplicate.
     pub(super) fn done(&mut self, packet_id: u16, now_ns: u64) {
-        let Some(at) = self
-            .inflight
-            .iter()
-            .position(|entry| entry.packet_id == packet_id)
-        else {
+        let Some(at) = self.inflight.iter().position(|entry| entry.packet_id == packet_id) else {
             return;
         };
         let window = self
@@ -195,12 +178,7 @@ fn put(
     packet_id: u16,
     dup: bool,
 ) {
-    let start = payload::encode(
-        assignment.nonce,
-        assignment.instance,
-        assignment.publisher,
-        k,
-    );
+    let start = payload::encode(assignment.nonce, assignment.instance, assignment.publisher, k);
     let bytes = assignment.payload.of(assignment.publisher, k);
     // DUP is 0 at QoS 0 (MQTT 3.3.1.1), and nothing is in flight there.
     let head = PublishHead {
@@ -228,11 +206,7 @@ mod tests {
             qos,
             retain: false,
             window,
-            payload: payload::Sizes {
-                seed: 1,
-                min: 16,
-                max: 16,
-            },
+            payload: payload::Sizes { seed: 1, min: 16, max: 16 },
             nonce: 9,
             start_ns: 0,
             schedule: Rc::new(Schedule::new(1, 1e6, false, None, 1)),

@@ -1,7 +1,7 @@
 //! The result of a run: the score, and every figure behind it.
 
 use hdrhistogram::Histogram;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::NANOS_PER_S;
 use super::client::Role;
@@ -11,7 +11,7 @@ use super::track::Instance;
 use crate::scenario::Scenario;
 
 /// Result of a run. Serialised as JSON it is version 1 of its format; keys carry their units.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct LoadResult {
     /// Format of this object.
     pub version: u32,
@@ -21,10 +21,10 @@ pub struct LoadResult {
     pub seed: u64,
     /// 0..=1; `None` where no second takes part.
     pub score: Option<f64>,
-    /// Too many void seconds: the score says nothing about the broker.
-    pub void: bool,
-    /// Every phase was played to its end.
-    pub complete: bool,
+    /// Too many void seconds, or none that takes part: the score says nothing about the broker.
+    pub is_void: bool,
+    /// Every phase was played to its end; always true when it repeats.
+    pub is_complete: bool,
     /// Seconds of intended send in the scored part.
     pub seconds: u64,
     /// Of them left out because the generator lagged.
@@ -62,7 +62,7 @@ pub struct LoadResult {
 }
 
 /// One run of a phase.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct PhaseResult {
     /// Name of the phase.
     pub name: String,
@@ -75,7 +75,7 @@ pub struct PhaseResult {
 }
 
 /// One subscribe group in one run of a phase.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct GroupResult {
     /// Name of the group.
     pub name: String,
@@ -100,12 +100,12 @@ pub struct GroupResult {
 }
 
 /// One second of intended send.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct SecondResult {
     /// `None` where the second does not take part.
     pub score: Option<f64>,
     /// Left out because the generator lagged.
-    pub void: bool,
+    pub is_void: bool,
     /// What became of its messages.
     pub tally: Tally,
 }
@@ -119,24 +119,18 @@ pub(super) fn result(mut engine: Engine) -> LoadResult {
         instance.charge_outages(&engine.outages);
         for readers in &mut instance.readers {
             for (second, counts) in (0..).zip(&mut readers.seconds) {
-                counts.void = engine.lag.is_void(
-                    engine
-                        .clock
-                        .second(instance.start_ns + second * NANOS_PER_S),
-                );
+                counts.void = engine
+                    .lag
+                    .is_void(engine.clock.second(instance.start_ns + second * NANOS_PER_S));
             }
         }
     }
     let memory = engine.shared.handover().memory.clone();
     let scenario = &engine.config.scenario;
-    let phases: Vec<PhaseResult> = instances
-        .iter()
-        .map(|instance| phase(scenario, instance, &memory))
-        .collect();
-    let counts: Vec<PhaseCounts<'_>> = instances
-        .iter()
-        .map(|instance| phase_counts(scenario, instance))
-        .collect();
+    let phases: Vec<PhaseResult> =
+        instances.iter().map(|instance| phase(scenario, instance, &memory)).collect();
+    let counts: Vec<PhaseCounts<'_>> =
+        instances.iter().map(|instance| phase_counts(scenario, instance)).collect();
     let (seconds, seconds_void) = seconds(&instances);
     let first_deliveries: u64 = instances
         .iter()
@@ -144,38 +138,29 @@ pub(super) fn result(mut engine: Engine) -> LoadResult {
         .map(|readers| readers.latency_us.len())
         .sum();
     let (discarded_by_publishers, resent) = publishers(&engine);
+    let score = score::run_score(&counts, &memory);
     LoadResult {
         version: 1,
         scenario: scenario.name.clone(),
         seed: engine.config.seed,
-        score: score::run_score(&counts, &memory),
-        void: score::is_void_run(seconds_void, seconds),
-        complete: engine.config.repeat || is_complete(scenario, &instances),
+        score,
+        is_void: score.is_none() || score::is_void_run(seconds_void, seconds),
+        is_complete: engine.config.repeat || is_complete(scenario, &instances),
         seconds,
         seconds_void,
         capacity_msgs_per_s: engine
             .config
             .capacity_msgs_per_s
             .filter(|_| scenario.needs_capacity()),
-        tally: sum(phases
-            .iter()
-            .flat_map(|phase| &phase.groups)
-            .map(|group| group.tally)),
-        delivered_per_s: if seconds == 0 {
-            0.0
-        } else {
-            first_deliveries as f64 / seconds as f64
-        },
+        tally: sum(phases.iter().flat_map(|phase| &phase.groups).map(|group| group.tally)),
+        delivered_per_s: if seconds == 0 { 0.0 } else { first_deliveries as f64 / seconds as f64 },
         duplicates: phases
             .iter()
             .flat_map(|phase| &phase.groups)
             .map(|group| group.duplicates)
             .sum(),
         unexpected: engine.totals.foreign
-            + instances
-                .iter()
-                .map(|instance| instance.unexpected)
-                .sum::<u64>(),
+            + instances.iter().map(|instance| instance.unexpected).sum::<u64>(),
         discarded_by_publishers,
         resent,
         connections_lost: engine.totals.connections_lost,
@@ -192,22 +177,16 @@ pub(super) fn result(mut engine: Engine) -> LoadResult {
 fn is_complete(scenario: &Scenario, instances: &[Instance]) -> bool {
     let is_whole = |instance: &Instance| {
         let duration_s = scenario.phases[instance.phase].duration_s as usize;
-        instance
-            .readers
-            .iter()
-            .all(|readers| readers.seconds.len() == duration_s)
+        instance.readers.iter().all(|readers| readers.seconds.len() == duration_s)
     };
     instances.len() == scenario.phases.len() && instances.iter().all(is_whole)
 }
 
 /// Seconds of all runs of phases, and how many of them are void; a phase without subscribers has none.
 fn seconds(instances: &[Instance]) -> (u64, u64) {
-    let longest = instances.iter().filter_map(|instance| {
-        instance
-            .readers
-            .iter()
-            .max_by_key(|readers| readers.seconds.len())
-    });
+    let longest = instances
+        .iter()
+        .filter_map(|instance| instance.readers.iter().max_by_key(|readers| readers.seconds.len()));
     longest.fold((0, 0), |(all, void), readers| {
         let voids = readers.seconds.iter().filter(|counts| counts.void).count();
         (all + readers.seconds.len() as u64, void + voids as u64)
@@ -215,15 +194,10 @@ fn seconds(instances: &[Instance]) -> (u64, u64) {
 }
 
 fn publishers(engine: &Engine) -> (u64, u64) {
-    engine
-        .clients
-        .iter()
-        .fold((0, 0), |(discarded, resent), client| match &client.role {
-            Role::Publisher(publisher) => {
-                (discarded + publisher.discarded, resent + publisher.resent)
-            }
-            Role::Subscriber(_) => (discarded, resent),
-        })
+    engine.clients.iter().fold((0, 0), |(discarded, resent), client| match &client.role {
+        Role::Publisher(publisher) => (discarded + publisher.discarded, resent + publisher.resent),
+        Role::Subscriber(_) => (discarded, resent),
+    })
 }
 
 fn phase_counts<'a>(scenario: &Scenario, instance: &'a Instance) -> PhaseCounts<'a> {
@@ -232,40 +206,30 @@ fn phase_counts<'a>(scenario: &Scenario, instance: &'a Instance) -> PhaseCounts<
     PhaseCounts {
         weight: phase.weight,
         groups: groups
-            .map(|(group, readers)| GroupCounts {
-                weight: group.weight,
-                seconds: &readers.seconds,
-            })
+            .map(|(group, readers)| GroupCounts { weight: group.weight, seconds: &readers.seconds })
             .collect(),
     }
 }
 
 fn phase(scenario: &Scenario, instance: &Instance, memory: &MemorySeconds) -> PhaseResult {
     let phase = &scenario.phases[instance.phase];
-    let groups = phase
-        .subscribe
-        .iter()
-        .zip(&instance.readers)
-        .map(|(group, readers)| {
-            let seconds: Vec<SecondResult> = readers
-                .seconds
-                .iter()
-                .map(|counts| second(counts, memory))
-                .collect();
-            let latency_us = |quantile| latency(&readers.latency_us, quantile);
-            GroupResult {
-                name: group.name.clone(),
-                weight: group.weight,
-                deadline_ms: u64::try_from(group.deadline.as_millis()).unwrap_or(u64::MAX),
-                score: score::group_score(&readers.seconds, memory),
-                tally: sum(seconds.iter().map(|second| second.tally)),
-                duplicates: readers.duplicates,
-                latency_us_p50: latency_us(0.5),
-                latency_us_p99: latency_us(0.99),
-                latency_us_max: latency_us(1.0),
-                seconds,
-            }
-        });
+    let groups = phase.subscribe.iter().zip(&instance.readers).map(|(group, readers)| {
+        let seconds: Vec<SecondResult> =
+            readers.seconds.iter().map(|counts| second(counts, memory)).collect();
+        let latency_us = |quantile| latency(&readers.latency_us, quantile);
+        GroupResult {
+            name: group.name.clone(),
+            weight: group.weight,
+            deadline_ms: u64::try_from(group.deadline.as_millis()).unwrap_or(u64::MAX),
+            score: score::group_score(&readers.seconds, memory),
+            tally: sum(seconds.iter().map(|second| second.tally)),
+            duplicates: readers.duplicates,
+            latency_us_p50: latency_us(0.5),
+            latency_us_p99: latency_us(0.99),
+            latency_us_max: latency_us(1.0),
+            seconds,
+        }
+    });
     PhaseResult {
         name: phase.name.clone(),
         weight: phase.weight,
@@ -277,19 +241,11 @@ fn phase(scenario: &Scenario, instance: &Instance, memory: &MemorySeconds) -> Ph
 fn second(counts: &SecondCounts, memory: &MemorySeconds) -> SecondResult {
     let mut tally = Tally::default();
     tally.add(counts, memory);
-    SecondResult {
-        score: score::second_score(counts, memory),
-        void: counts.void,
-        tally,
-    }
+    SecondResult { score: score::second_score(counts, memory), is_void: counts.void, tally }
 }
 
 fn latency(histogram: &Histogram<u32>, quantile: f64) -> u64 {
-    if histogram.is_empty() {
-        0
-    } else {
-        histogram.value_at_quantile(quantile)
-    }
+    if histogram.is_empty() { 0 } else { histogram.value_at_quantile(quantile) }
 }
 
 fn sum(tallies: impl Iterator<Item = Tally>) -> Tally {

@@ -29,13 +29,7 @@ impl Schedule {
         burst: Option<Burst>,
         duration_s: u32,
     ) -> Self {
-        let mut schedule = Self {
-            clients,
-            interval_s: 1.0 / rate_hz,
-            sync,
-            burst,
-            count: 0,
-        };
+        let mut schedule = Self { clients, interval_s: 1.0 / rate_hz, sync, burst, count: 0 };
         schedule.count = schedule.count_before(f64::from(duration_s));
         schedule
     }
@@ -57,9 +51,8 @@ impl Schedule {
     /// Whether the client has a `k`-th message.
     #[must_use]
     pub fn has(&self, client: u32, k: u64) -> bool {
-        let index = k
-            .checked_mul(u64::from(self.clients))
-            .and_then(|i| i.checked_add(u64::from(client)));
+        let index =
+            k.checked_mul(u64::from(self.clients)).and_then(|i| i.checked_add(u64::from(client)));
         client < self.clients && index.is_some_and(|i| i < self.count)
     }
 
@@ -84,11 +77,7 @@ impl Schedule {
 
     /// Part of an interval by which the client's messages come later than the first client's.
     fn offset(&self, client: u32) -> f64 {
-        if self.sync {
-            0.0
-        } else {
-            f64::from(client) / f64::from(self.clients)
-        }
+        if self.sync { 0.0 } else { f64::from(client) / f64::from(self.clients) }
     }
 
     /// Messages due before `end_s`.
@@ -111,10 +100,7 @@ impl Schedule {
     }
 }
 
-#[allow(
-    clippy::cast_possible_truncation,
-    reason = "saturates; a count below 2^53 is exact"
-)]
+#[allow(clippy::cast_possible_truncation, reason = "saturates; a count below 2^53 is exact")]
 fn whole(value: f64) -> u64 {
     value as u64
 }
@@ -157,65 +143,38 @@ mod tests {
         assert_eq!(all_ms(&Schedule::new(1, 0.1, false, None, 1)), [(0, 0)]);
         // Client 1 of 2 would be due at 5 s.
         assert_eq!(all_ms(&Schedule::new(2, 0.1, false, None, 1)), [(0, 0)]);
-        assert_eq!(
-            all_ms(&Schedule::new(2, 0.1, true, None, 1)),
-            [(0, 0), (1, 0)]
-        );
+        assert_eq!(all_ms(&Schedule::new(2, 0.1, true, None, 1)), [(0, 0), (1, 0)]);
     }
 
     #[test]
     fn a_burst_keeps_the_rate_and_fills_its_duty() {
-        let burst = Some(Burst {
-            period_s: 1.5,
-            duty: 0.2,
-        });
+        let burst = Some(Burst { period_s: 1.5, duty: 0.2 });
         let schedule = Schedule::new(1, 4.0, false, burst, 3);
         assert_eq!(
-            all_ms(&schedule)
-                .iter()
-                .map(|(_, ms)| *ms)
-                .collect::<Vec<_>>(),
-            [
-                0, 50, 100, 150, 200, 250, 1500, 1550, 1600, 1650, 1700, 1750
-            ]
+            all_ms(&schedule).iter().map(|(_, ms)| *ms).collect::<Vec<_>>(),
+            [0, 50, 100, 150, 200, 250, 1500, 1550, 1600, 1650, 1700, 1750]
         );
     }
 
     #[test]
     fn a_period_cut_short_sends_what_its_burst_has_by_then() {
-        let burst = Some(Burst {
-            period_s: 1.5,
-            duty: 0.5,
-        });
+        let burst = Some(Burst { period_s: 1.5, duty: 0.5 });
         // 2 s: one period and 0.5 s of the next, whose burst lasts 0.75 s: 4 of its 6 messages are due before the end.
-        let times: Vec<u64> = all_ms(&Schedule::new(1, 4.0, false, burst, 2))
-            .iter()
-            .map(|(_, ms)| *ms)
-            .collect();
+        let times: Vec<u64> =
+            all_ms(&Schedule::new(1, 4.0, false, burst, 2)).iter().map(|(_, ms)| *ms).collect();
         assert_eq!(times, [0, 125, 250, 375, 500, 625, 1500, 1625, 1750, 1875]);
     }
 
     #[test]
     fn boundaries_hit_by_decimals_are_hit_in_floating_point() {
         // 150 messages of 10 ms are exactly one period of 1.5 s: message 150 opens the next period.
-        let schedule = Schedule::new(
-            20,
-            100.0,
-            false,
-            Some(Burst {
-                period_s: 1.5,
-                duty: 0.2,
-            }),
-            30,
-        );
+        let schedule =
+            Schedule::new(20, 100.0, false, Some(Burst { period_s: 1.5, duty: 0.2 }), 30);
         for period in 0..20 {
             assert_eq!(schedule.due_ns(0, 150 * period), 1500 * MS * period);
         }
         assert_eq!(schedule.count(), 20 * 100 * 30);
-        assert_eq!(
-            Schedule::new(10, 2000.0, false, None, 70).count(),
-            10 * 2000 * 70
-        );
+        assert_eq!(Schedule::new(10, 2000.0, false, None, 70).count(), 10 * 2000 * 70);
         assert_eq!(Schedule::new(3, 0.7, false, None, 10).count(), 21);
     }
 
@@ -224,24 +183,8 @@ mod tests {
         for (clients, rate_hz, sync, burst) in [
             (7, 13.3, false, None),
             (7, 13.3, true, None),
-            (
-                3,
-                41.7,
-                false,
-                Some(Burst {
-                    period_s: 0.7,
-                    duty: 0.3,
-                }),
-            ),
-            (
-                5,
-                0.9,
-                false,
-                Some(Burst {
-                    period_s: 2.1,
-                    duty: 1.0,
-                }),
-            ),
+            (3, 41.7, false, Some(Burst { period_s: 0.7, duty: 0.3 })),
+            (5, 0.9, false, Some(Burst { period_s: 2.1, duty: 1.0 })),
         ] {
             let schedule = Schedule::new(clients, rate_hz, sync, burst, 10);
             let times: Vec<u64> = (0..schedule.count())
@@ -252,10 +195,7 @@ mod tests {
                 times.is_sorted() && times.iter().all(|ns| *ns < 10 * NANOS_PER_S),
                 "{schedule:?}"
             );
-            assert!(
-                times.len() as f64 > 0.9 * f64::from(clients) * rate_hz * 10.0,
-                "{schedule:?}"
-            );
+            assert!(times.len() as f64 > 0.9 * f64::from(clients) * rate_hz * 10.0, "{schedule:?}");
         }
     }
 }

@@ -43,11 +43,7 @@ impl SecondCounts {
     pub fn arrive(&mut self, second: i64) {
         match self.arrivals.last_mut() {
             Some(last) if last.second == second => last.in_time += 1,
-            _ => match self
-                .arrivals
-                .iter_mut()
-                .find(|arrivals| arrivals.second == second)
-            {
+            _ => match self.arrivals.iter_mut().find(|arrivals| arrivals.second == second) {
                 Some(found) => found.in_time += 1,
                 None => self.arrivals.push(Arrivals { second, in_time: 1 }),
             },
@@ -81,7 +77,7 @@ pub struct PhaseCounts<'a> {
 
 /// Sums over seconds, with each lost message under exactly one cause:
 /// `expected = in_time + lost_memory + lost_late + lost_queue + lost_outage`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Tally {
     /// Messages times subscribers.
     pub expected: u64,
@@ -108,10 +104,7 @@ impl Tally {
         self.lost_outage += counts.outage;
         self.lost_late += counts.late.saturating_sub(counts.outage_late);
         let outage_never = counts.outage.saturating_sub(counts.outage_late);
-        let undelivered = counts
-            .expected
-            .saturating_sub(arrived)
-            .saturating_sub(counts.late);
+        let undelivered = counts.expected.saturating_sub(arrived).saturating_sub(counts.late);
         self.lost_queue += undelivered.saturating_sub(outage_never);
     }
 }
@@ -137,10 +130,7 @@ pub fn second_score(counts: &SecondCounts, memory: &MemorySeconds) -> Option<f64
 #[must_use]
 pub fn group_score(seconds: &[SecondCounts], memory: &MemorySeconds) -> Option<f64> {
     weighted_mean(
-        seconds
-            .iter()
-            .filter_map(|counts| second_score(counts, memory))
-            .map(|score| (1.0, score)),
+        seconds.iter().filter_map(|counts| second_score(counts, memory)).map(|score| (1.0, score)),
     )
 }
 
@@ -148,9 +138,7 @@ pub fn group_score(seconds: &[SecondCounts], memory: &MemorySeconds) -> Option<f
 #[must_use]
 pub fn phase_score(groups: &[GroupCounts<'_>], memory: &MemorySeconds) -> Option<f64> {
     weighted_mean(
-        groups
-            .iter()
-            .filter_map(|group| Some((group.weight, group_score(group.seconds, memory)?))),
+        groups.iter().filter_map(|group| Some((group.weight, group_score(group.seconds, memory)?))),
     )
 }
 
@@ -158,9 +146,7 @@ pub fn phase_score(groups: &[GroupCounts<'_>], memory: &MemorySeconds) -> Option
 #[must_use]
 pub fn run_score(phases: &[PhaseCounts<'_>], memory: &MemorySeconds) -> Option<f64> {
     weighted_mean(
-        phases
-            .iter()
-            .filter_map(|phase| Some((phase.weight, phase_score(&phase.groups, memory)?))),
+        phases.iter().filter_map(|phase| Some((phase.weight, phase_score(&phase.groups, memory)?))),
     )
 }
 
@@ -195,10 +181,7 @@ impl MemorySeconds {
     /// No samples yet: nothing is above the limit.
     #[must_use]
     pub fn new(limit_bytes: u64) -> Self {
-        Self {
-            limit_bytes,
-            seconds: BTreeMap::new(),
-        }
+        Self { limit_bytes, seconds: BTreeMap::new() }
     }
 
     /// Adds a sample of VmRSS to its second, numbered as in [`Arrivals`].
@@ -223,10 +206,7 @@ impl MemorySeconds {
     /// Seconds above the limit.
     #[must_use]
     pub fn seconds_over(&self) -> u64 {
-        self.seconds
-            .keys()
-            .filter(|second| self.is_over(**second))
-            .count() as u64
+        self.seconds.keys().filter(|second| self.is_over(**second)).count() as u64
     }
 
     /// Largest sample.
@@ -252,15 +232,9 @@ mod tests {
     use super::*;
 
     fn second(expected: u64, arrivals: &[(i64, u64)]) -> SecondCounts {
-        let arrivals = arrivals
-            .iter()
-            .map(|&(second, in_time)| Arrivals { second, in_time })
-            .collect();
-        SecondCounts {
-            expected,
-            arrivals,
-            ..SecondCounts::default()
-        }
+        let arrivals =
+            arrivals.iter().map(|&(second, in_time)| Arrivals { second, in_time }).collect();
+        SecondCounts { expected, arrivals, ..SecondCounts::default() }
     }
 
     fn close(score: Option<f64>, wanted: f64) {
@@ -286,37 +260,17 @@ mod tests {
     #[test]
     fn groups_and_phases_are_weighted() {
         let memory = MemorySeconds::new(100);
-        let (full, half, none) = (
-            [second(4, &[(0, 4)])],
-            [second(4, &[(0, 2)])],
-            [second(0, &[])],
-        );
+        let (full, half, none) = ([second(4, &[(0, 4)])], [second(4, &[(0, 2)])], [second(0, &[])]);
         let group = |weight, seconds| GroupCounts { weight, seconds };
         // (3 * 1 + 1 * 0.5) / 4; the group without any expected message is left out.
-        let groups = [
-            group(3.0, &full[..]),
-            group(1.0, &half[..]),
-            group(100.0, &none[..]),
-        ];
+        let groups = [group(3.0, &full[..]), group(1.0, &half[..]), group(100.0, &none[..])];
         close(phase_score(&groups, &memory), 0.875);
         let phases = [
-            PhaseCounts {
-                weight: 30.0,
-                groups: groups.to_vec(),
-            },
-            PhaseCounts {
-                weight: 10.0,
-                groups: vec![group(1.0, &half)],
-            },
-            PhaseCounts {
-                weight: 60.0,
-                groups: vec![group(1.0, &none)],
-            },
+            PhaseCounts { weight: 30.0, groups: groups.to_vec() },
+            PhaseCounts { weight: 10.0, groups: vec![group(1.0, &half)] },
+            PhaseCounts { weight: 60.0, groups: vec![group(1.0, &none)] },
         ];
-        close(
-            run_score(&phases, &memory),
-            (30.0 * 0.875 + 10.0 * 0.5) / 40.0,
-        );
+        close(run_score(&phases, &memory), (30.0 * 0.875 + 10.0 * 0.5) / 40.0);
         assert_eq!(run_score(&[], &memory), None);
         assert_eq!(phase_score(&[group(0.0, &full)], &memory), None);
     }
@@ -324,14 +278,8 @@ mod tests {
     #[test]
     fn void_seconds_are_left_out() {
         let memory = MemorySeconds::new(100);
-        let void = SecondCounts {
-            void: true,
-            ..second(10, &[])
-        };
-        close(
-            group_score(&[second(10, &[(0, 10)]), void.clone()], &memory),
-            1.0,
-        );
+        let void = SecondCounts { void: true, ..second(10, &[]) };
+        close(group_score(&[second(10, &[(0, 10)]), void.clone()], &memory), 1.0);
         assert_eq!(group_score(&[void], &memory), None);
         assert!(
             !is_void_run(5, 100) && is_void_run(6, 100) && is_void_run(1, 19) && !is_void_run(0, 0)
@@ -349,24 +297,13 @@ mod tests {
             memory.push(2, bytes); // median 100: at the limit, not over
         }
         assert!(!memory.is_over(0) && memory.is_over(1) && !memory.is_over(2));
-        assert_eq!(
-            (memory.seconds_over(), memory.rss_bytes_max()),
-            (1, Some(300))
-        );
+        assert_eq!((memory.seconds_over(), memory.rss_bytes_max()), (1, Some(300)));
         // Due in second 0: 4 arrive in it, 6 in second 1 and are lost.
         let seconds = [second(10, &[(0, 4), (1, 6)])];
         close(group_score(&seconds, &memory), 0.4);
         let mut tally = Tally::default();
         tally.add(&seconds[0], &memory);
-        assert_eq!(
-            tally,
-            Tally {
-                expected: 10,
-                in_time: 4,
-                lost_memory: 6,
-                ..Tally::default()
-            }
-        );
+        assert_eq!(tally, Tally { expected: 10, in_time: 4, lost_memory: 6, ..Tally::default() });
     }
 
     #[test]
@@ -381,12 +318,8 @@ mod tests {
     fn every_lost_message_has_one_cause() {
         let memory = MemorySeconds::new(100);
         // 100 expected: 60 in time, 10 late (3 of them by an outage), 30 never (8 of them by an outage).
-        let counts = SecondCounts {
-            late: 10,
-            outage: 11,
-            outage_late: 3,
-            ..second(100, &[(0, 60)])
-        };
+        let counts =
+            SecondCounts { late: 10, outage: 11, outage_late: 3, ..second(100, &[(0, 60)]) };
         let mut tally = Tally::default();
         tally.add(&counts, &memory);
         let wanted = Tally {
@@ -408,10 +341,7 @@ mod tests {
         }
         let wanted =
             [(-1, 2), (0, 2), (3, 1)].map(|(second, in_time)| Arrivals { second, in_time });
-        assert_eq!(
-            (counts.arrivals.as_slice(), counts.in_time()),
-            (&wanted[..], 5)
-        );
+        assert_eq!((counts.arrivals.as_slice(), counts.in_time()), (&wanted[..], 5));
     }
 
     #[test]

@@ -19,16 +19,9 @@ impl Broker {
     fn start(settings: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         // The port is free a moment later too: the system hands out others first.
-        let addr = TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap();
+        let addr = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let state = dir.path().display();
-        let user = if nix::unistd::geteuid().is_root() {
-            "user root"
-        } else {
-            ""
-        };
+        let user = if nix::unistd::geteuid().is_root() { "user root" } else { "" };
         let conf = format!(
             "listener {} 127.0.0.1\nallow_anonymous true\n{user}\npersistence true\npersistence_location {state}/\n\
              log_dest none\nmax_inflight_messages 1000\nmax_queued_messages 20000\n{settings}\n",
@@ -42,11 +35,7 @@ impl Broker {
     }
 
     fn spawn(dir: &tempfile::TempDir) -> Child {
-        let paths = [
-            "/usr/sbin/mosquitto",
-            "/usr/local/sbin/mosquitto",
-            "/usr/bin/mosquitto",
-        ];
+        let paths = ["/usr/sbin/mosquitto", "/usr/local/sbin/mosquitto", "/usr/bin/mosquitto"];
         let path = paths.iter().map(PathBuf::from).find(|path| path.is_file());
         let path = path.expect("these tests need a broker: apt-get install mosquitto");
         let mut command = Command::new(path);
@@ -62,11 +51,7 @@ impl Broker {
     fn wait_until_ready(&self) {
         let deadline = Instant::now() + Duration::from_secs(10);
         while TcpStream::connect(self.addr).is_err() {
-            assert!(
-                Instant::now() < deadline,
-                "mosquitto does not listen on {}",
-                self.addr
-            );
+            assert!(Instant::now() < deadline, "mosquitto does not listen on {}", self.addr);
             std::thread::yield_now();
         }
     }
@@ -95,10 +80,7 @@ fn scenario(body: &str) -> Scenario {
 }
 
 fn play_on(broker: &Broker, body: &str) -> LoadResult {
-    LoadGenerator::start(LoadConfig::new(scenario(body), broker.addr, 7))
-        .unwrap()
-        .join()
-        .unwrap()
+    LoadGenerator::start(LoadConfig::new(scenario(body), broker.addr)).unwrap().join().unwrap()
 }
 
 /// Polls until the condition holds.
@@ -112,27 +94,18 @@ fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
 
 /// Everything was delivered once; in time unless the machine was busy with something else.
 fn assert_delivered(result: &LoadResult, expected: u64) {
-    assert!(result.complete, "{result:?}");
+    assert!(result.is_complete, "{result:?}");
     assert_eq!(result.tally.expected, expected, "{result:?}");
     assert_eq!(result.tally.in_time, expected, "{result:?}");
-    assert_eq!(
-        (
-            result.duplicates,
-            result.connections_lost,
-            result.malformed_packets
-        ),
-        (0, 0, 0)
-    );
+    assert_eq!((result.duplicates, result.connections_lost, result.malformed_packets), (0, 0, 0));
 }
 
 #[test]
 fn every_qos_and_protocol_delivers_everything() {
     let broker = Broker::start("");
     let mut body = "deadline_ms = 2000\n[[phase]]\nname = \"p\"\nduration_s = 1\n".to_owned();
-    for (i, (qos, protocol)) in [0, 1, 2]
-        .into_iter()
-        .flat_map(|qos| [(qos, 4), (qos, 5)])
-        .enumerate()
+    for (i, (qos, protocol)) in
+        [0, 1, 2].into_iter().flat_map(|qos| [(qos, 4), (qos, 5)]).enumerate()
     {
         body += &format!(
             "[[phase.publish]]\nname = \"w{i}\"\nclients = 3\nrate_hz = 50\nqos = {qos}\nprotocol = {protocol}\n\
@@ -146,28 +119,15 @@ fn every_qos_and_protocol_delivers_everything() {
     // Per pair 150 messages to 2 readers, and to the 2 that take one client's 50 each.
     assert_delivered(&result, 6 * (300 + 100));
     assert_eq!(result.phases[0].groups.len(), 12);
-    assert!(
-        result.phases[0]
-            .groups
-            .iter()
-            .all(|group| group.latency_us_p50 > 0),
-        "{result:?}"
-    );
+    assert!(result.phases[0].groups.iter().all(|group| group.latency_us_p50 > 0), "{result:?}");
     let json = serde_json::to_value(&result).unwrap();
     assert_eq!(json["version"], 1);
-    assert_eq!(
-        json["phases"][0]["groups"][0]["seconds"][0]["tally"]["expected"],
-        300
-    );
+    assert_eq!(json["phases"][0]["groups"][0]["seconds"][0]["tally"]["expected"], 300);
 }
 
 #[test]
 fn the_same_seed_sends_the_same_sizes() {
-    let of = |seed| payload::Sizes {
-        seed,
-        min: 16,
-        max: 3000,
-    };
+    let of = |seed| payload::Sizes { seed, min: 16, max: 3000 };
     let sizes = |seed| (0..20).map(|k| of(seed).of(1, k)).collect::<Vec<_>>();
     assert_eq!(sizes(1), sizes(1));
     assert_ne!(sizes(1), sizes(2));
@@ -181,10 +141,8 @@ fn clients_come_back_after_a_restart_and_acknowledged_messages_survive() {
          [[phase.publish]]\nname = \"b\"\nclients = 5\nrate_hz = 40\nqos = 2\nprotocol = 5\npayload_bytes = 64\ntopic = \"b/{client}\"\n\
          [[phase.subscribe]]\nname = \"ra\"\nclients = 2\nfilter = \"a/#\"\nqos = 1\nclean_session = false\n\
          [[phase.subscribe]]\nname = \"rb\"\nclients = 2\nfilter = \"b/#\"\nqos = 2\nprotocol = 5\nclean_session = false\n";
-    let generator = LoadGenerator::start(LoadConfig::new(scenario(body), broker.addr, 7)).unwrap();
-    wait_for("a second of load", || {
-        generator.scored_start().elapsed() > Duration::from_secs(1)
-    });
+    let generator = LoadGenerator::start(LoadConfig::new(scenario(body), broker.addr)).unwrap();
+    wait_for("a second of load", || generator.scored_start().elapsed() > Duration::from_secs(1));
     broker.restart();
     let result = generator.join().unwrap();
     assert_eq!(result.connections_lost, 14, "{result:?}");
@@ -199,10 +157,8 @@ fn a_clean_subscriber_loses_to_the_outage_and_it_is_called_that() {
     let body = "deadline_ms = 100\n[[phase]]\nname = \"p\"\nduration_s = 3\n\
          [[phase.publish]]\nname = \"a\"\nclients = 5\nrate_hz = 40\nqos = 1\npayload_bytes = 64\ntopic = \"a/{client}\"\n\
          [[phase.subscribe]]\nname = \"ra\"\nclients = 2\nfilter = \"a/#\"\nqos = 1\n";
-    let generator = LoadGenerator::start(LoadConfig::new(scenario(body), broker.addr, 7)).unwrap();
-    wait_for("a second of load", || {
-        generator.scored_start().elapsed() > Duration::from_secs(1)
-    });
+    let generator = LoadGenerator::start(LoadConfig::new(scenario(body), broker.addr)).unwrap();
+    wait_for("a second of load", || generator.scored_start().elapsed() > Duration::from_secs(1));
     broker.restart();
     let tally = generator.join().unwrap().tally;
     // At least reconnect_ms of 200 messages/s to two subscribers.
@@ -222,25 +178,13 @@ fn a_durable_subscriber_that_was_offline_loses_nothing() {
          [[phase.subscribe]]\nname = \"clean\"\nclients = 1\nfilter = \"a/#\"\nqos = 1\n\
          offline = { at_s = 1, for_s = 2 }\n";
     let result = play_on(&broker, body);
-    let [durable, clean] = &result.phases[0].groups[..] else {
-        panic!("{result:?}")
-    };
-    assert_eq!(
-        (durable.tally.expected, durable.tally.in_time),
-        (800, 800),
-        "{result:?}"
-    );
-    assert!(
-        durable.latency_us_max > 1_500_000,
-        "some waited for its return: {durable:?}"
-    );
+    let [durable, clean] = &result.phases[0].groups[..] else { panic!("{result:?}") };
+    assert_eq!((durable.tally.expected, durable.tally.in_time), (800, 800), "{result:?}");
+    assert!(durable.latency_us_max > 1_500_000, "some waited for its return: {durable:?}");
     // 100 messages/s for 4 s, of which 2 s and reconnect_ms are exempt.
     assert_eq!(clean.tally.expected, 180, "{clean:?}");
     assert!(clean.tally.in_time >= 178, "{clean:?}");
-    assert_eq!(
-        result.connections_lost, 0,
-        "scheduled absences are not lost connections"
-    );
+    assert_eq!(result.connections_lost, 0, "scheduled absences are not lost connections");
 }
 
 #[test]
@@ -256,10 +200,7 @@ fn the_acknowledgement_delay_throttles_a_small_window() {
     let delivered = result.delivered_per_s * result.seconds as f64;
     // 2.2 s including the stay, a message per 100 ms and the first at once.
     assert!((10.0..=23.0).contains(&delivered), "{delivered} {result:?}");
-    assert!(
-        result.tally.lost_queue + result.tally.lost_late > 150,
-        "{result:?}"
-    );
+    assert!(result.tally.lost_queue + result.tally.lost_late > 150, "{result:?}");
 }
 
 #[test]
@@ -273,15 +214,11 @@ fn bursts_arrive_and_phases_keep_their_connections() {
              [[phase.subscribe]]\nname = \"r\"\nclients = 2\nfilter = \"a/#\"\nqos = 1\n"
         )
     };
-    let body = format!(
-        "deadline_ms = 1000\n{}{}{}",
-        phase("one", 4),
-        phase("two", 6),
-        phase("three", 4)
-    );
-    let mut generator = LoadGenerator::start(LoadConfig {
+    let body =
+        format!("deadline_ms = 1000\n{}{}{}", phase("one", 4), phase("two", 6), phase("three", 4));
+    let generator = LoadGenerator::start(LoadConfig {
         lead_in: Some(Duration::from_millis(500)),
-        ..LoadConfig::new(scenario(&body), broker.addr, 7)
+        ..LoadConfig::new(scenario(&body), broker.addr)
     })
     .unwrap();
     assert!(generator.scored_start() > Instant::now());
@@ -295,31 +232,19 @@ fn bursts_arrive_and_phases_keep_their_connections() {
         !generator.is_alive()
     });
     stages.dedup();
-    for wanted in [
-        Stage::LeadIn,
-        Stage::Phase { index: 0 },
-        Stage::Phase { index: 2 },
-        Stage::Draining,
-    ] {
+    for wanted in
+        [Stage::LeadIn, Stage::Phase { index: 0 }, Stage::Phase { index: 2 }, Stage::Draining]
+    {
         assert!(stages.contains(&wanted), "{wanted:?} in {stages:?}");
     }
     // A second of lead-in and six of phases; each closes once.
+    assert_eq!(windows.iter().map(|window| window.seconds).sum::<u64>(), 7, "{windows:?}");
     assert_eq!(
-        windows.iter().map(|window| window.seconds).sum::<u64>(),
-        7,
-        "{windows:?}"
-    );
-    assert_eq!(
-        windows
-            .iter()
-            .map(|window| window.tally.expected)
-            .sum::<u64>(),
+        windows.iter().map(|window| window.tally.expected).sum::<u64>(),
         200 * 2 + (400 + 600 + 400) * 2
     );
     assert!(
-        windows
-            .iter()
-            .all(|window| window.score.is_none_or(|score| score > 0.99)),
+        windows.iter().all(|window| window.score.is_none_or(|score| score > 0.99)),
         "{windows:?}"
     );
     let result = generator.join().unwrap();
@@ -333,23 +258,13 @@ fn memory_above_the_limit_voids_what_arrives() {
     let body = "deadline_ms = 1000\n[[phase]]\nname = \"p\"\nduration_s = 2\n\
          [[phase.publish]]\nname = \"a\"\nclients = 1\nrate_hz = 100\nqos = 1\npayload_bytes = 64\ntopic = \"a\"\n\
          [[phase.subscribe]]\nname = \"r\"\nclients = 1\nfilter = \"a\"\nqos = 1\n";
-    let generator = LoadGenerator::start(LoadConfig::new(scenario(body), broker.addr, 7)).unwrap();
-    generator.rss_sample(
-        generator.scored_start() + Duration::from_millis(100),
-        65 << 20,
-    );
-    generator.rss_sample(
-        generator.scored_start() + Duration::from_millis(1100),
-        63 << 20,
-    );
+    let generator = LoadGenerator::start(LoadConfig::new(scenario(body), broker.addr)).unwrap();
+    generator.rss_sample(generator.scored_start() + Duration::from_millis(100), 65 << 20);
+    generator.rss_sample(generator.scored_start() + Duration::from_millis(1100), 63 << 20);
     let result = generator.join().unwrap();
     assert_eq!(result.rss_seconds_over, 1);
     assert!((95..=105).contains(&result.tally.lost_memory), "{result:?}");
-    assert_eq!(
-        result.tally.in_time + result.tally.lost_memory,
-        200,
-        "{result:?}"
-    );
+    assert_eq!(result.tally.in_time + result.tally.lost_memory, 200, "{result:?}");
 }
 
 #[test]
@@ -358,11 +273,8 @@ fn a_stopped_run_ends_at_once_and_repeats_until_then() {
     let body = "deadline_ms = 100\n[[phase]]\nname = \"p\"\nduration_s = 1\n\
          [[phase.publish]]\nname = \"a\"\nclients = 2\nrate_hz = 50\npayload_bytes = 64\ntopic = \"a\"\n\
          [[phase.subscribe]]\nname = \"r\"\nclients = 1\nfilter = \"a\"\n";
-    let config = LoadConfig {
-        repeat: true,
-        ..LoadConfig::new(scenario(body), broker.addr, 7)
-    };
-    let mut generator = LoadGenerator::start(config).unwrap();
+    let config = LoadConfig { repeat: true, ..LoadConfig::new(scenario(body), broker.addr) };
+    let generator = LoadGenerator::start(config).unwrap();
     let mut seconds = 0;
     wait_for("more seconds than the scenario has", || {
         seconds += generator.window().seconds;
@@ -372,15 +284,8 @@ fn a_stopped_run_ends_at_once_and_repeats_until_then() {
     let asked = Instant::now();
     generator.stop();
     let result = generator.join().unwrap();
-    assert!(
-        asked.elapsed() < Duration::from_secs(2),
-        "{:?}",
-        asked.elapsed()
-    );
-    assert!(
-        result.phases.len() >= 3 && result.seconds >= 3,
-        "{result:?}"
-    );
+    assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
+    assert!(result.phases.len() >= 3 && result.seconds >= 3, "{result:?}");
 }
 
 #[test]
@@ -389,7 +294,7 @@ fn a_run_that_is_dropped_takes_its_thread_along() {
     let body = "deadline_ms = 100\n[[phase]]\nname = \"p\"\nduration_s = 600\n\
          [[phase.publish]]\nname = \"a\"\nclients = 2\nrate_hz = 50\npayload_bytes = 64\ntopic = \"a\"\n\
          [[phase.subscribe]]\nname = \"r\"\nclients = 1\nfilter = \"a\"\n";
-    let generator = LoadGenerator::start(LoadConfig::new(scenario(body), broker.addr, 7)).unwrap();
+    let generator = LoadGenerator::start(LoadConfig::new(scenario(body), broker.addr)).unwrap();
     let shared = Arc::downgrade(&generator.shared);
     drop(generator);
     assert!(shared.upgrade().is_none());
@@ -397,17 +302,11 @@ fn a_run_that_is_dropped_takes_its_thread_along() {
 
 #[test]
 fn a_missing_broker_is_an_error_that_says_so() {
-    let addr = TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
-    let mut config = LoadConfig::new(Scenario::load("link-50ms").unwrap(), addr, 7);
+    let addr = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut config = LoadConfig::new(Scenario::load("link-50ms").unwrap(), addr);
     config.start_timeout = Duration::from_millis(100);
     let message = LoadGenerator::start(config).unwrap_err().to_string();
-    assert!(
-        message.contains("11 of 11") && message.contains("refused"),
-        "{message}"
-    );
+    assert!(message.contains("11 of 11") && message.contains("refused"), "{message}");
 }
 
 #[test]
@@ -415,7 +314,7 @@ fn a_capacity_that_is_needed_is_asked_for() {
     let mut scenario = Scenario::load("link-50ms").unwrap();
     scenario.phases[0].publish[0].rate = crate::scenario::Rate::TimesCapacity(1.0);
     let addr = SocketAddr::from(([127, 0, 0, 1], 1));
-    let error = LoadGenerator::start(LoadConfig::new(scenario, addr, 7)).unwrap_err();
+    let error = LoadGenerator::start(LoadConfig::new(scenario, addr)).unwrap_err();
     assert!(matches!(error, LoadError::CapacityNeeded { .. }), "{error}");
 }
 
@@ -433,7 +332,7 @@ fn a_listener_that_talks_nonsense_is_survived() {
                 .and_then(|_| stream.write_all(&[0x20, 2, 0, 0, 0xf0, 0, 0x90, 1, 1]));
         }
     });
-    let mut config = LoadConfig::new(Scenario::load("link-50ms").unwrap(), addr, 7);
+    let mut config = LoadConfig::new(Scenario::load("link-50ms").unwrap(), addr);
     config.start_timeout = Duration::from_millis(300);
     let message = LoadGenerator::start(config).unwrap_err().to_string();
     assert!(message.contains("not connected"), "{message}");

@@ -53,9 +53,7 @@ struct Upcoming {
 
 impl Timeline {
     pub(super) fn new(config: &LoadConfig) -> Self {
-        let lead_in_s = config
-            .lead_in
-            .map_or(0, |lead_in| lead_in.as_millis().div_ceil(1000));
+        let lead_in_s = config.lead_in.map_or(0, |lead_in| lead_in.as_millis().div_ceil(1000));
         let lead_in_s = u32::try_from(lead_in_s).unwrap_or(u32::MAX);
         let upcoming = Upcoming {
             phase: 0,
@@ -96,13 +94,10 @@ impl Timeline {
 
     /// When the next step of the timeline is due.
     pub(super) fn next_ns(&self, live: &std::collections::VecDeque<Instance>) -> Option<u64> {
-        let upcoming_ns = self.upcoming.as_ref().map(|next| {
-            if next.prepared {
-                next.start_ns
-            } else {
-                next.prepare_ns
-            }
-        });
+        let upcoming_ns = self
+            .upcoming
+            .as_ref()
+            .map(|next| if next.prepared { next.start_ns } else { next.prepare_ns });
         let end_ns = live
             .back()
             .filter(|_| upcoming_ns.is_none() && !self.ended)
@@ -150,19 +145,8 @@ fn same_publisher(a: &PublishGroup, b: &PublishGroup) -> bool {
 
 /// Whether a session made for one group serves the other.
 fn same_subscriber(a: &SubscribeGroup, b: &SubscribeGroup) -> bool {
-    (
-        &a.filter,
-        a.qos,
-        a.protocol,
-        a.clean_session,
-        a.receive_maximum,
-    ) == (
-        &b.filter,
-        b.qos,
-        b.protocol,
-        b.clean_session,
-        b.receive_maximum,
-    )
+    (&a.filter, a.qos, a.protocol, a.clean_session, a.receive_maximum)
+        == (&b.filter, b.qos, b.protocol, b.clean_session, b.receive_maximum)
 }
 
 impl Engine {
@@ -190,24 +174,14 @@ impl Engine {
             self.begin();
         } else if self.timeline.upcoming.is_none()
             && !self.timeline.ended
-            && self
-                .live
-                .back()
-                .is_some_and(|instance| instance.end_ns <= now_ns)
+            && self.live.back().is_some_and(|instance| instance.end_ns <= now_ns)
         {
             self.timeline.ended = true;
             self.send_rest();
-            let stay_until_ns = self
-                .live
-                .back()
-                .map_or(now_ns, |instance| instance.stay_until_ns);
+            let stay_until_ns = self.live.back().map_or(now_ns, |instance| instance.stay_until_ns);
             self.dismiss(&[], stay_until_ns);
         }
-        while self
-            .live
-            .front()
-            .is_some_and(|instance| instance.stay_until_ns < now_ns)
-        {
+        while self.live.front().is_some_and(|instance| instance.stay_until_ns < now_ns) {
             self.close_seconds(now_ns);
             self.finish();
         }
@@ -254,15 +228,10 @@ impl Engine {
         let generation = self.timeline.publish_generations[phase][g];
         (0..group.clients)
             .map(|index| {
-                let key = ClientKey {
-                    publishes: true,
-                    group: group.name.clone(),
-                    generation,
-                    index,
-                };
-                let slot = self.slot(key, || {
-                    (group.protocol, Role::Publisher(Publisher::default()))
-                });
+                let key =
+                    ClientKey { publishes: true, group: group.name.clone(), generation, index };
+                let slot =
+                    self.slot(key, || (group.protocol, Role::Publisher(Publisher::default())));
                 self.clients[slot].reconnect_ns = nanos(group.reconnect);
                 slot
             })
@@ -274,17 +243,10 @@ impl Engine {
         let generation = self.timeline.subscribe_generations[phase][g];
         (0..group.clients)
             .map(|index| {
-                let key = ClientKey {
-                    publishes: false,
-                    group: group.name.clone(),
-                    generation,
-                    index,
-                };
+                let key =
+                    ClientKey { publishes: false, group: group.name.clone(), generation, index };
                 let slot = self.slot(key, || {
-                    (
-                        group.protocol,
-                        Role::Subscriber(Subscription::new(group, index)),
-                    )
+                    (group.protocol, Role::Subscriber(Subscription::new(group, index)))
                 });
                 self.clients[slot].reconnect_ns = nanos(group.reconnect);
                 slot
@@ -301,11 +263,7 @@ impl Engine {
         let known = *self.slots.entry(key).or_insert(slot);
         if known == slot {
             let (protocol, role) = new();
-            self.clients.push(Client::new(
-                format!("bt-{:08x}-{slot}", self.nonce),
-                protocol,
-                role,
-            ));
+            self.clients.push(Client::new(format!("bt-{:08x}-{slot}", self.nonce), protocol, role));
         }
         known
     }
@@ -319,20 +277,12 @@ impl Engine {
         let mut definition = self.config.scenario.phases[next.phase].clone();
         if next.is_lead_in {
             definition.duration_s = self.timeline.lead_in_s;
-            definition
-                .subscribe
-                .iter_mut()
-                .for_each(|group| group.offline = None);
+            definition.subscribe.iter_mut().for_each(|group| group.offline = None);
         }
         let number = self.timeline.next_number;
         self.timeline.next_number = number.wrapping_add(1);
-        let mut instance = Instance::new(
-            number,
-            next.phase,
-            !next.is_lead_in,
-            next.start_ns,
-            &definition,
-        );
+        let mut instance =
+            Instance::new(number, next.phase, !next.is_lead_in, next.start_ns, &definition);
         let writers = self.writers(&instance, &definition);
         let readers = self.readers(&instance, &definition);
         let members: Vec<usize> = writers
@@ -343,10 +293,7 @@ impl Engine {
             .copied()
             .collect();
         instance.set_groups(writers, readers);
-        let stay_until_ns = self
-            .live
-            .back()
-            .map_or(next.start_ns, |before| before.stay_until_ns);
+        let stay_until_ns = self.live.back().map_or(next.start_ns, |before| before.stay_until_ns);
         self.dismiss(&members, stay_until_ns);
         for (group, writers) in definition.publish.iter().zip(&instance.writers) {
             self.assign_group(&instance, group, writers);
@@ -363,24 +310,11 @@ impl Engine {
             _ if self.timeline.repeat => 0,
             _ => return None,
         };
-        let clients = phases[phase]
-            .publish
-            .iter()
-            .map(|group| u64::from(group.clients))
-            .sum::<u64>()
-            + phases[phase]
-                .subscribe
-                .iter()
-                .map(|group| u64::from(group.clients))
-                .sum::<u64>();
+        let clients =
+            phases[phase].publish.iter().map(|group| u64::from(group.clients)).sum::<u64>()
+                + phases[phase].subscribe.iter().map(|group| u64::from(group.clients)).sum::<u64>();
         let prepare_ns = start_ns.saturating_sub(CONNECT_LEAD_NS + clients * 1_000_000);
-        Some(Upcoming {
-            phase,
-            is_lead_in: false,
-            start_ns,
-            prepare_ns,
-            prepared: false,
-        })
+        Some(Upcoming { phase, is_lead_in: false, start_ns, prepare_ns, prepared: false })
     }
 
     fn writers(&mut self, instance: &Instance, definition: &Phase) -> Vec<Writers> {
@@ -400,13 +334,7 @@ impl Engine {
                 group.burst,
                 definition.duration_s,
             );
-            writers.push(Writers::new(
-                group,
-                schedule,
-                base,
-                slots,
-                instance.start_ns,
-            ));
+            writers.push(Writers::new(group, schedule, base, slots, instance.start_ns));
             base += group.clients;
         }
         writers
@@ -418,10 +346,7 @@ impl Engine {
             let slots = self.subscribe_slots(instance.phase, g, group);
             let away = group.offline.map(|offline| {
                 let at_ns = instance.start_ns + nanos(offline.at);
-                Away {
-                    at_ns,
-                    back_ns: at_ns + nanos(offline.lasts) + nanos(group.reconnect),
-                }
+                Away { at_ns, back_ns: at_ns + nanos(offline.lasts) + nanos(group.reconnect) }
             });
             for slot in &slots {
                 let client = &mut self.clients[*slot];
@@ -439,17 +364,11 @@ impl Engine {
     }
 
     fn assign_group(&mut self, instance: &Instance, group: &PublishGroup, writers: &Writers) {
-        let name_seed = group
-            .name
-            .bytes()
-            .fold(0, |seed, byte| payload::mix(seed ^ u64::from(byte)));
+        let name_seed =
+            group.name.bytes().fold(0, |seed, byte| payload::mix(seed ^ u64::from(byte)));
         let seed =
             payload::mix(self.config.seed ^ name_seed ^ payload::mix(u64::from(instance.number)));
-        let sizes = Sizes {
-            seed,
-            min: group.payload_bytes_min,
-            max: group.payload_bytes_max,
-        };
+        let sizes = Sizes { seed, min: group.payload_bytes_min, max: group.payload_bytes_max };
         for ((slot, topic), client) in writers.slots.iter().zip(&writers.topics).zip(0..) {
             let assignment = Assignment {
                 instance: instance.number,
@@ -499,17 +418,14 @@ impl Engine {
     pub(super) fn report(&mut self, now_ns: u64) {
         self.close_seconds(now_ns);
         let stage = self.stage(now_ns);
-        let connected = self
-            .clients
-            .iter()
-            .filter(|client| client.state == State::Ready)
-            .count();
+        let connected = self.clients.iter().filter(|client| client.state == State::Ready).count();
         let wanted = self.clients.iter().filter(|client| client.wanted).count();
         let mut handover = self.shared.handover();
         handover.stage = stage;
         handover.clients_connected = connected;
         handover.clients_wanted = wanted;
-        handover.delivered = self.totals.delivered;
+        handover.delivered += std::mem::take(&mut self.totals.delivered);
+        handover.latency_us_max = handover.latency_us_max.max(self.totals.latency_us_max.take());
         handover.generator_lag_us_p99 = self.lag.send_us(0.99);
     }
 
@@ -519,9 +435,7 @@ impl Engine {
             None => Stage::Ended,
             Some(instance) if self.timeline.ended || instance.end_ns < now_ns => Stage::Draining,
             Some(instance) if !instance.scored => Stage::LeadIn,
-            Some(instance) => Stage::Phase {
-                index: instance.phase,
-            },
+            Some(instance) => Stage::Phase { index: instance.phase },
         }
     }
 

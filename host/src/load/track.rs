@@ -162,10 +162,7 @@ impl Readers {
 
     /// Whether nothing is expected of a message due then: a clean session that the scenario has offline.
     fn is_exempt(&self, due_ns: u64) -> bool {
-        self.clean
-            && self
-                .away
-                .is_some_and(|away| away.at_ns <= due_ns && due_ns < away.back_ns)
+        self.clean && self.away.is_some_and(|away| away.at_ns <= due_ns && due_ns < away.back_ns)
     }
 
     /// Last instant at which a message due then is in time.
@@ -230,20 +227,15 @@ impl Instance {
     pub(super) fn set_groups(&mut self, writers: Vec<Writers>, readers: Vec<Readers>) {
         self.writers = writers;
         self.readers = readers;
-        let slots = self
-            .readers
-            .iter()
-            .flat_map(|group| &group.slots)
-            .max()
-            .map_or(0, |slot| slot + 1);
+        let slots =
+            self.readers.iter().flat_map(|group| &group.slots).max().map_or(0, |slot| slot + 1);
         self.reader_of_slot = vec![None; slots];
         for (g, group) in self.readers.iter().enumerate() {
             for (client, slot) in group.slots.iter().enumerate() {
                 self.reader_of_slot[*slot] = Some((g, client));
             }
-            self.stay_until_ns = self
-                .stay_until_ns
-                .max(group.all_expired_ns(self.start_ns, self.end_ns));
+            self.stay_until_ns =
+                self.stay_until_ns.max(group.all_expired_ns(self.start_ns, self.end_ns));
         }
         for writers in &mut self.writers {
             writers.audience = audience(&writers.topics, &self.readers);
@@ -252,11 +244,7 @@ impl Instance {
 
     /// When the next message of any group is due; `u64::MAX` after the last.
     pub(super) fn next_due_ns(&self) -> u64 {
-        self.writers
-            .iter()
-            .map(|writers| writers.next_due_ns)
-            .min()
-            .unwrap_or(u64::MAX)
+        self.writers.iter().map(|writers| writers.next_due_ns).min().unwrap_or(u64::MAX)
     }
 
     /// Takes the next message of a group that is due by `now_ns`, and expects it: its client and number.
@@ -283,31 +271,30 @@ impl Instance {
         Some((client, k))
     }
 
-    /// Counts a delivery; false where it is not the first of its message to its subscriber, or nobody expected it.
+    /// Counts a delivery: its latency in microseconds, or `None` where it is not the first of its message to its
+    /// subscriber, or nobody expected it.
     pub(super) fn deliver(
         &mut self,
         delivery: Delivery,
         clock: &RunClock,
         outages: &Outages,
-    ) -> bool {
+    ) -> Option<u64> {
         let Some((g, client)) = self.reader_of_slot.get(delivery.slot).copied().flatten() else {
             self.unexpected += 1;
-            return false;
+            return None;
         };
-        let Some((writers, writer)) = self.writer(delivery.publisher) else {
-            return false;
-        };
+        let (writers, writer) = self.writer(delivery.publisher)?;
         let writers = &self.writers[writers];
         let Delivery { k, now_ns, .. } = delivery;
         if !writers.schedule.has(writer, k) {
-            return false;
+            return None;
         }
         let offset_ns = writers.schedule.due_ns(writer, k);
         let due_ns = self.start_ns + offset_ns;
         let readers = &mut self.readers[g];
         if readers.is_exempt(due_ns) {
             self.unexpected += 1;
-            return false;
+            return None;
         }
         let seen = &mut readers.seen[client];
         let publisher = delivery.publisher as usize;
@@ -316,16 +303,13 @@ impl Instance {
         }
         if !seen[publisher].insert(k) {
             readers.duplicates += 1;
-            return false;
+            return None;
         }
-        readers
-            .latency_us
-            .saturating_record(now_ns.saturating_sub(due_ns) / 1000);
+        let latency_us = now_ns.saturating_sub(due_ns) / 1000;
+        readers.latency_us.saturating_record(latency_us);
         let expiry_ns = readers.expiry_ns(due_ns);
         let second = usize::try_from(offset_ns / NANOS_PER_S).unwrap_or(usize::MAX);
-        let Some(counts) = readers.seconds.get_mut(second) else {
-            return false;
-        };
+        let counts = readers.seconds.get_mut(second)?;
         if now_ns <= expiry_ns {
             counts.arrive(clock.second(now_ns));
         } else {
@@ -336,7 +320,7 @@ impl Instance {
                 counts.outage_late += 1;
             }
         }
-        true
+        Some(latency_us)
     }
 
     /// Group and client of a publisher's number.
@@ -377,20 +361,10 @@ impl Instance {
         }
         for g in 0..self.readers.len() {
             let mut lost = vec![0; self.readers[g].seconds.len()];
-            let open: Vec<bool> = self.readers[g]
-                .seconds
-                .iter()
-                .map(|s| s.in_time() + s.late < s.expected)
-                .collect();
+            let open: Vec<bool> =
+                self.readers[g].seconds.iter().map(|s| s.in_time() + s.late < s.expected).collect();
             for writers in &self.writers {
-                charge(
-                    &mut lost,
-                    &open,
-                    &self.readers[g],
-                    writers,
-                    self.start_ns,
-                    outages,
-                );
+                charge(&mut lost, &open, &self.readers[g], writers, self.start_ns, outages);
             }
             for (counts, lost) in self.readers[g].seconds.iter_mut().zip(lost) {
                 counts.outage += lost;
@@ -428,9 +402,8 @@ fn charge(
                 continue;
             }
             for reader in &matching {
-                let arrived = readers.seen[*reader]
-                    .get(publisher)
-                    .is_some_and(|seen| seen.contains(k));
+                let arrived =
+                    readers.seen[*reader].get(publisher).is_some_and(|seen| seen.contains(k));
                 let slots = [*writer_slot, readers.slots[*reader]];
                 if !arrived && outages.any(slots, due_ns, readers.expiry_ns(due_ns)) {
                     lost[second] += 1;
@@ -451,17 +424,11 @@ fn audience(topics: &[Rc<str>], readers: &[Readers]) -> Vec<u32> {
                 0
             }
         }
-        filters => filters
-            .iter()
-            .filter(|filter| topic::matches(filter, topic))
-            .count(),
+        filters => filters.iter().filter(|filter| topic::matches(filter, topic)).count(),
     };
-    let counts = topics
-        .iter()
-        .flat_map(|topic| readers.iter().map(move |group| count(group, topic)));
-    counts
-        .map(|count| u32::try_from(count).unwrap_or(u32::MAX))
-        .collect()
+    let counts =
+        topics.iter().flat_map(|topic| readers.iter().map(move |group| count(group, topic)));
+    counts.map(|count| u32::try_from(count).unwrap_or(u32::MAX)).collect()
 }
 
 #[cfg(test)]
@@ -485,39 +452,23 @@ mod tests {
         let mut instance = Instance::new(0, 0, true, 0, phase);
         let schedule = Schedule::new(1, 10.0, false, None, 4);
         let writers = Writers::new(&phase.publish[0], schedule, 0, vec![0], 0);
-        let away = Some(Away {
-            at_ns: 1000 * MS,
-            back_ns: 2200 * MS,
-        });
+        let away = Some(Away { at_ns: 1000 * MS, back_ns: 2200 * MS });
         let readers = phase.subscribe.iter().zip(1..);
-        let readers = readers
-            .map(|(group, slot)| Readers::new(group, 4, vec![slot], away))
-            .collect();
+        let readers =
+            readers.map(|(group, slot)| Readers::new(group, 4, vec![slot], away)).collect();
         instance.set_groups(vec![writers], readers);
         while instance.take_due(0, u64::MAX - 1).is_some() {}
         instance
     }
 
     fn expected(instance: &Instance, group: usize) -> Vec<u64> {
-        instance.readers[group]
-            .seconds
-            .iter()
-            .map(|counts| counts.expected)
-            .collect()
+        instance.readers[group].seconds.iter().map(|counts| counts.expected).collect()
     }
 
     fn deliver(instance: &mut Instance, slot: usize, k: u64, now_ms: u64) -> bool {
-        let clock = RunClock {
-            origin: std::time::Instant::now(),
-            scored_ns: 0,
-        };
-        let delivery = Delivery {
-            slot,
-            publisher: 0,
-            k,
-            now_ns: now_ms * MS,
-        };
-        instance.deliver(delivery, &clock, &Outages::default())
+        let clock = RunClock { origin: std::time::Instant::now(), scored_ns: 0 };
+        let delivery = Delivery { slot, publisher: 0, k, now_ns: now_ms * MS };
+        instance.deliver(delivery, &clock, &Outages::default()).is_some()
     }
 
     #[test]
@@ -548,16 +499,10 @@ mod tests {
         assert!(!deliver(&mut instance, 1, 0, 11), "a duplicate");
         assert!(deliver(&mut instance, 2, 0, 12), "another subscriber");
         assert!(!deliver(&mut instance, 2, 12, 2210), "exempt");
-        assert!(
-            !deliver(&mut instance, 7, 0, 10),
-            "no subscriber of this phase"
-        );
+        assert!(!deliver(&mut instance, 7, 0, 10), "no subscriber of this phase");
         assert!(!deliver(&mut instance, 1, 40, 10), "never sent");
         assert!(!deliver(&mut instance, 1, u64::MAX, 10), "never sent");
-        assert_eq!(
-            (instance.readers[0].duplicates, instance.unexpected),
-            (1, 2)
-        );
+        assert_eq!((instance.readers[0].duplicates, instance.unexpected), (1, 2));
     }
 
     #[test]

@@ -35,17 +35,9 @@ pub(super) fn scenario(text: &str) -> Result<Scenario, Vec<Fault>> {
             return Err(vec![fault_at(text, &span, error.message().to_owned())]);
         }
     };
-    let mut check = Check {
-        text,
-        faults: Vec::new(),
-        deadline: Duration::ZERO,
-    };
+    let mut check = Check { text, faults: Vec::new(), deadline: Duration::ZERO };
     let scenario = check.scenario(raw);
-    if check.faults.is_empty() {
-        Ok(scenario)
-    } else {
-        Err(check.faults)
-    }
+    if check.faults.is_empty() { Ok(scenario) } else { Err(check.faults) }
 }
 
 struct Check<'t> {
@@ -91,31 +83,22 @@ impl Check<'_> {
         BrokerSetup {
             persistence: raw.persistence.unwrap_or(true),
             sys_interval_s: self.whole_or(&raw.sys_interval_s, 1..=60, 1),
-            cpu_share: raw
-                .cpu_share
-                .as_ref()
-                .map(|share| self.real(share, 0.01..=1.0)),
+            cpu_share: raw.cpu_share.as_ref().map(|share| self.real(share, 0.01..=1.0)),
         }
     }
 
     fn phase(&mut self, raw: RawPhase) -> Phase {
         self.not_empty(&raw.name);
         let duration_s = self.whole(&raw.duration_s, 1..=86_400);
-        let weight = raw
-            .weight
-            .as_ref()
-            .map_or(f64::from(duration_s), |weight| self.real(weight, WEIGHT));
+        let weight =
+            raw.weight.as_ref().map_or(f64::from(duration_s), |weight| self.real(weight, WEIGHT));
         self.unique(raw.publish.iter().map(|group| &group.name), "publish");
         self.unique(raw.subscribe.iter().map(|group| &group.name), "subscribe");
         Phase {
             name: raw.name.into_inner(),
             duration_s,
             weight,
-            publish: raw
-                .publish
-                .into_iter()
-                .map(|group| self.publish(group))
-                .collect(),
+            publish: raw.publish.into_iter().map(|group| self.publish(group)).collect(),
             subscribe: raw
                 .subscribe
                 .into_iter()
@@ -152,10 +135,7 @@ impl Check<'_> {
             (Some(hz), None) => Rate::PerClientHz(self.real(hz, 0.0001..=1e6)),
             (None, Some(multiple)) => Rate::TimesCapacity(self.real(multiple, 0.01..=100.0)),
             (Some(_), Some(both)) => {
-                self.fault(
-                    both.span(),
-                    "give rate_hz or rate_x_capacity, not both".to_owned(),
-                );
+                self.fault(both.span(), "give rate_hz or rate_x_capacity, not both".to_owned());
                 Rate::PerClientHz(1.0)
             }
             (None, None) => {
@@ -173,10 +153,7 @@ impl Check<'_> {
         let min_bytes = self.in_range(min, raw.span(), 16..=PAYLOAD_BYTES_MAX);
         let max_bytes = self.in_range(max, raw.span(), 16..=PAYLOAD_BYTES_MAX);
         if min > max {
-            self.fault(
-                raw.span(),
-                format!("[min, max] needs min <= max, found [{min}, {max}]"),
-            );
+            self.fault(raw.span(), format!("[min, max] needs min <= max, found [{min}, {max}]"));
         }
         // Topic with its length, packet id, and the empty property list of MQTT 5.
         if u64::from(max_bytes) + topic_bytes as u64 + 2 + 2 + 1 > REMAINING_LENGTH_MAX {
@@ -192,36 +169,22 @@ impl Check<'_> {
         let RawBurst { period_s, duty } = raw.get_ref();
         let duty_value = *duty.get_ref();
         if !(duty_value > 0.0 && duty_value <= 1.0) {
-            self.fault(
-                duty.span(),
-                format!("must be above 0 and at most 1, found {duty_value}"),
-            );
+            self.fault(duty.span(), format!("must be above 0 and at most 1, found {duty_value}"));
         }
-        Burst {
-            period_s: self.real(period_s, 0.001..=86_400.0),
-            duty: duty_value,
-        }
+        Burst { period_s: self.real(period_s, 0.001..=86_400.0), duty: duty_value }
     }
 
     fn subscribe(&mut self, raw: RawSubscribe, duration_s: u32) -> SubscribeGroup {
         self.not_empty(&raw.name);
         let clients = self.whole(&raw.clients, CLIENTS);
-        self.topic(
-            &raw.filter,
-            raw.name.get_ref(),
-            clients,
-            topic::check_filter,
-        );
+        self.topic(&raw.filter, raw.name.get_ref(), clients, topic::check_filter);
         let protocol = self.protocol(&raw.protocol);
         let receive_maximum: u16 = self.whole_or(&raw.receive_maximum, 0..=65_535, 0);
         if let Some(value) = &raw.receive_maximum
             && receive_maximum > 0
             && protocol == Protocol::V4
         {
-            self.fault(
-                value.span(),
-                "only MQTT 5 has it: set protocol = 5".to_owned(),
-            );
+            self.fault(value.span(), "only MQTT 5 has it: set protocol = 5".to_owned());
         }
         let deadline = self.deadline;
         SubscribeGroup {
@@ -231,10 +194,7 @@ impl Check<'_> {
             qos: self.qos(&raw.qos),
             protocol,
             reconnect: self.millis_or(&raw.reconnect_ms, RECONNECT_MS, 200),
-            weight: raw
-                .weight
-                .as_ref()
-                .map_or(1.0, |weight| self.real(weight, WEIGHT)),
+            weight: raw.weight.as_ref().map_or(1.0, |weight| self.real(weight, WEIGHT)),
             deadline: raw
                 .deadline_ms
                 .as_ref()
@@ -242,10 +202,7 @@ impl Check<'_> {
             ack_delay: self.millis_or(&raw.ack_delay_ms, 0..=60_000, 0),
             clean_session: raw.clean_session.unwrap_or(true),
             receive_maximum: (receive_maximum > 0).then_some(receive_maximum),
-            offline: raw
-                .offline
-                .as_ref()
-                .map(|offline| self.offline(offline, duration_s)),
+            offline: raw.offline.as_ref().map(|offline| self.offline(offline, duration_s)),
         }
     }
 
@@ -259,10 +216,7 @@ impl Check<'_> {
                 format!("must end within the phase: {at_s} + {for_s} is after {duration_s} s"),
             );
         }
-        Offline {
-            at: Duration::from_secs_f64(at_s),
-            lasts: Duration::from_secs_f64(for_s),
-        }
+        Offline { at: Duration::from_secs_f64(at_s), lasts: Duration::from_secs_f64(for_s) }
     }
 
     fn qos(&mut self, raw: &Maybe<i64>) -> Qos {
@@ -299,10 +253,8 @@ impl Check<'_> {
         let mut seen = std::collections::HashSet::new();
         for name in names {
             if !seen.insert(name.get_ref()) {
-                let reason = format!(
-                    "{:?} names two {direction} groups of this phase",
-                    name.get_ref()
-                );
+                let reason =
+                    format!("{:?} names two {direction} groups of this phase", name.get_ref());
                 self.fault(name.span(), reason);
             }
         }
@@ -328,9 +280,7 @@ impl Check<'_> {
         range: RangeInclusive<i64>,
         default: T,
     ) -> T {
-        value
-            .as_ref()
-            .map_or(default, |value| self.whole(value, range))
+        value.as_ref().map_or(default, |value| self.whole(value, range))
     }
 
     fn in_range<T: TryFrom<i64> + Default>(
@@ -360,14 +310,7 @@ impl Check<'_> {
         range: &RangeInclusive<T>,
         found: T,
     ) {
-        self.fault(
-            span,
-            format!(
-                "must be {} to {}, found {found}",
-                range.start(),
-                range.end()
-            ),
-        );
+        self.fault(span, format!("must be {} to {}, found {found}", range.start(), range.end()));
     }
 
     fn millis(&mut self, value: &Spanned<i64>, range: RangeInclusive<i64>) -> Duration {
@@ -401,16 +344,8 @@ fn has_expectation(phase: &Phase) -> bool {
 }
 
 fn fault_at(text: &str, span: &Range<usize>, reason: String) -> Fault {
-    let line = text
-        .as_bytes()
-        .iter()
-        .take(span.start)
-        .filter(|byte| **byte == b'\n')
-        .count()
-        + 1;
-    let key = DeTable::parse(text)
-        .map(|root| key_at(root.get_ref(), span))
-        .unwrap_or_default();
+    let line = text.as_bytes().iter().take(span.start).filter(|byte| **byte == b'\n').count() + 1;
+    let key = DeTable::parse(text).map(|root| key_at(root.get_ref(), span)).unwrap_or_default();
     Fault { line, key, reason }
 }
 

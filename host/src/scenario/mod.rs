@@ -16,41 +16,17 @@ use std::time::Duration;
 
 /// Scenarios that the program carries: name and text.
 pub const EMBEDDED: &[(&str, &str)] = &[
-    (
-        "alarm-burst",
-        include_str!("../../scenarios/alarm-burst.toml"),
-    ),
-    (
-        "bulk-payload",
-        include_str!("../../scenarios/bulk-payload.toml"),
-    ),
-    (
-        "command-response",
-        include_str!("../../scenarios/command-response.toml"),
-    ),
-    (
-        "fanout-saturation",
-        include_str!("../../scenarios/fanout-saturation.toml"),
-    ),
-    (
-        "idle-telemetry",
-        include_str!("../../scenarios/idle-telemetry.toml"),
-    ),
+    ("alarm-burst", include_str!("../../scenarios/alarm-burst.toml")),
+    ("bulk-payload", include_str!("../../scenarios/bulk-payload.toml")),
+    ("command-response", include_str!("../../scenarios/command-response.toml")),
+    ("fanout-saturation", include_str!("../../scenarios/fanout-saturation.toml")),
+    ("idle-telemetry", include_str!("../../scenarios/idle-telemetry.toml")),
     ("link-50ms", include_str!("../../scenarios/link-50ms.toml")),
     ("mixed-day", include_str!("../../scenarios/mixed-day.toml")),
-    (
-        "outage-reconnect",
-        include_str!("../../scenarios/outage-reconnect.toml"),
-    ),
+    ("outage-reconnect", include_str!("../../scenarios/outage-reconnect.toml")),
     ("overload", include_str!("../../scenarios/overload.toml")),
-    (
-        "slow-consumer",
-        include_str!("../../scenarios/slow-consumer.toml"),
-    ),
-    (
-        "wan-uplink",
-        include_str!("../../scenarios/wan-uplink.toml"),
-    ),
+    ("slow-consumer", include_str!("../../scenarios/slow-consumer.toml")),
+    ("wan-uplink", include_str!("../../scenarios/wan-uplink.toml")),
 ];
 
 /// A load with all defaults filled in. Every value is within its documented range.
@@ -288,10 +264,8 @@ impl Scenario {
                 known: Self::names(),
             });
         }
-        let text = std::fs::read_to_string(path).map_err(|source| ScenarioError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ScenarioError::Read { path: path.to_owned(), source })?;
         Self::parse(&text, name_or_path)
     }
 
@@ -300,10 +274,8 @@ impl Scenario {
     /// # Errors
     /// [`ScenarioError::Invalid`] with every fault that was found. Never panics.
     pub fn parse(text: &str, origin: &str) -> Result<Self, ScenarioError> {
-        check::scenario(text).map_err(|faults| ScenarioError::Invalid {
-            origin: origin.to_owned(),
-            faults,
-        })
+        check::scenario(text)
+            .map_err(|faults| ScenarioError::Invalid { origin: origin.to_owned(), faults })
     }
 
     /// Names of the embedded scenarios, sorted.
@@ -315,22 +287,14 @@ impl Scenario {
     /// Length of all phases together.
     #[must_use]
     pub fn duration(&self) -> Duration {
-        Duration::from_secs(
-            self.phases
-                .iter()
-                .map(|phase| u64::from(phase.duration_s))
-                .sum(),
-        )
+        Duration::from_secs(self.phases.iter().map(|phase| u64::from(phase.duration_s)).sum())
     }
 
     /// The smallest deadline of any subscribe group.
     #[must_use]
     pub fn deadline_min(&self) -> Duration {
         let groups = self.phases.iter().flat_map(|phase| &phase.subscribe);
-        groups
-            .map(|group| group.deadline)
-            .min()
-            .unwrap_or(self.deadline)
+        groups.map(|group| group.deadline).min().unwrap_or(self.deadline)
     }
 
     /// Whether any rate is a multiple of the broker's capacity, which must then be known.

@@ -110,19 +110,12 @@ impl<'de> Visitor<'de> for PayloadVisitor {
     }
 
     fn visit_i64<E: de::Error>(self, value: i64) -> Result<RawPayload, E> {
-        Ok(RawPayload {
-            min: value,
-            max: value,
-        })
+        Ok(RawPayload { min: value, max: value })
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<RawPayload, A::Error> {
-        let min = seq
-            .next_element()?
-            .ok_or_else(|| de::Error::invalid_length(0, &self))?;
-        let max = seq
-            .next_element()?
-            .ok_or_else(|| de::Error::invalid_length(1, &self))?;
+        let min = seq.next_element()?.ok_or_else(|| de::Error::invalid_length(0, &self))?;
+        let max = seq.next_element()?.ok_or_else(|| de::Error::invalid_length(1, &self))?;
         match seq.next_element::<i64>()? {
             None => Ok(RawPayload { min, max }),
             Some(_) => Err(de::Error::invalid_length(3, &self)),

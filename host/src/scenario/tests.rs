@@ -49,11 +49,7 @@ fn defaults_are_those_of_the_documentation() {
     let scenario = Scenario::parse(SMALL, "test").unwrap();
     assert_eq!(
         scenario.broker,
-        BrokerSetup {
-            persistence: true,
-            sys_interval_s: 1,
-            cpu_share: None
-        }
+        BrokerSetup { persistence: true, sys_interval_s: 1, cpu_share: None }
     );
     assert_eq!(scenario.rss_limit_bytes, 32 * 1024 * 1024);
     let phase = &scenario.phases[0];
@@ -64,27 +60,14 @@ fn defaults_are_those_of_the_documentation() {
         (Qos::AtMostOnce, Protocol::V4, false, false)
     );
     assert_eq!(
-        (
-            writer.payload_bytes_min,
-            writer.payload_bytes_max,
-            writer.inflight
-        ),
+        (writer.payload_bytes_min, writer.payload_bytes_max, writer.inflight),
         (64, 64, 100)
     );
-    assert_eq!(
-        (writer.rate, writer.burst),
-        (Rate::PerClientHz(100.0), None)
-    );
+    assert_eq!((writer.rate, writer.burst), (Rate::PerClientHz(100.0), None));
     assert_eq!(writer.reconnect, Duration::from_millis(200));
     let reader = &phase.subscribe[0];
-    assert_eq!(
-        (reader.deadline, reader.ack_delay),
-        (Duration::from_millis(250), Duration::ZERO)
-    );
-    assert_eq!(
-        (reader.clean_session, reader.receive_maximum, reader.offline),
-        (true, None, None)
-    );
+    assert_eq!((reader.deadline, reader.ack_delay), (Duration::from_millis(250), Duration::ZERO));
+    assert_eq!((reader.clean_session, reader.receive_maximum, reader.offline), (true, None, None));
     assert!((reader.weight - 1.0).abs() < 1e-12);
 }
 
@@ -105,11 +88,7 @@ fn every_embedded_scenario_loads_under_its_own_name() {
 #[test]
 fn the_example_of_the_documentation_loads() {
     let page = include_str!("../../SCENARIOS.md");
-    let example = page
-        .split("```toml")
-        .nth(1)
-        .and_then(|rest| rest.split("```").next())
-        .unwrap();
+    let example = page.split("```toml").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
     let scenario = Scenario::parse(example, "SCENARIOS.md").unwrap();
     assert_eq!(scenario.phases.len(), 2);
     assert!(scenario.needs_capacity());
@@ -146,11 +125,7 @@ fn each_wrong_value_is_refused_at_its_key() {
         ("schema = 1", "schema = 2", "schema"),
         ("schema = 1", "", ""),
         ("schema = 1", "schema = 1\nspeed = 3", "speed"),
-        (
-            "rss_limit_mib = 32",
-            "rss_limit_mib = 70000",
-            "rss_limit_mib",
-        ),
+        ("rss_limit_mib = 32", "rss_limit_mib = 70000", "rss_limit_mib"),
         ("deadline_ms = 250", "deadline_ms = \"fast\"", "deadline_ms"),
         ("deadline_ms = 250", "deadline_ms = 600001", "deadline_ms"),
         (
@@ -158,22 +133,10 @@ fn each_wrong_value_is_refused_at_its_key() {
             "rss_limit_mib = 32\nbroker.sys_interval_s = 0",
             "broker.sys_interval_s",
         ),
-        (
-            "rss_limit_mib = 32",
-            "rss_limit_mib = 32\nbroker.cpu_share = 1.5",
-            "broker.cpu_share",
-        ),
-        (
-            "rss_limit_mib = 32",
-            "rss_limit_mib = 32\nbroker.colour = 1",
-            "broker.colour",
-        ),
+        ("rss_limit_mib = 32", "rss_limit_mib = 32\nbroker.cpu_share = 1.5", "broker.cpu_share"),
+        ("rss_limit_mib = 32", "rss_limit_mib = 32\nbroker.colour = 1", "broker.colour"),
         ("duration_s = 20", "duration_s = 0", "phase[0].duration_s"),
-        (
-            "duration_s = 20",
-            "duration_s = 20\nweight = nan",
-            "phase[0].weight",
-        ),
+        ("duration_s = 20", "duration_s = 20\nweight = nan", "phase[0].weight"),
         ("clients = 10", "clients = 0", "phase[0].publish[0].clients"),
         (
             "rate_hz = 100",
@@ -181,51 +144,15 @@ fn each_wrong_value_is_refused_at_its_key() {
             "phase[0].publish[0].rate_x_capacity",
         ),
         ("rate_hz = 100\n", "", "phase[0].publish[0].name"),
-        (
-            "rate_hz = 100",
-            "rate_x_capacity = 0.001",
-            "phase[0].publish[0].rate_x_capacity",
-        ),
-        (
-            "rate_hz = 100",
-            "rate_hz = inf",
-            "phase[0].publish[0].rate_hz",
-        ),
-        (
-            "payload_bytes = 64",
-            "payload_bytes = 15",
-            "phase[0].publish[0].payload_bytes",
-        ),
-        (
-            "payload_bytes = 64",
-            "payload_bytes = [64, 32]",
-            "phase[0].publish[0].payload_bytes",
-        ),
-        (
-            "payload_bytes = 64",
-            "payload_bytes = [64, 65, 66]",
-            "phase[0].publish[0].payload_bytes",
-        ),
-        (
-            "payload_bytes = 64",
-            "payload_bytes = 268435455",
-            "phase[0].publish[0].payload_bytes",
-        ),
-        (
-            "payload_bytes = 64",
-            "payload_bytes = 64\nqos = 3",
-            "phase[0].publish[0].qos",
-        ),
-        (
-            "payload_bytes = 64",
-            "payload_bytes = 64\nprotocol = 3",
-            "phase[0].publish[0].protocol",
-        ),
-        (
-            "payload_bytes = 64",
-            "payload_bytes = 64\nweight = 3",
-            "phase[0].publish[0].weight",
-        ),
+        ("rate_hz = 100", "rate_x_capacity = 0.001", "phase[0].publish[0].rate_x_capacity"),
+        ("rate_hz = 100", "rate_hz = inf", "phase[0].publish[0].rate_hz"),
+        ("payload_bytes = 64", "payload_bytes = 15", "phase[0].publish[0].payload_bytes"),
+        ("payload_bytes = 64", "payload_bytes = [64, 32]", "phase[0].publish[0].payload_bytes"),
+        ("payload_bytes = 64", "payload_bytes = [64, 65, 66]", "phase[0].publish[0].payload_bytes"),
+        ("payload_bytes = 64", "payload_bytes = 268435455", "phase[0].publish[0].payload_bytes"),
+        ("payload_bytes = 64", "payload_bytes = 64\nqos = 3", "phase[0].publish[0].qos"),
+        ("payload_bytes = 64", "payload_bytes = 64\nprotocol = 3", "phase[0].publish[0].protocol"),
+        ("payload_bytes = 64", "payload_bytes = 64\nweight = 3", "phase[0].publish[0].weight"),
         (
             "payload_bytes = 64",
             "payload_bytes = 64\ninflight = 65536",
@@ -251,53 +178,17 @@ fn each_wrong_value_is_refused_at_its_key() {
             "payload_bytes = 64\nburst = { period_s = 0, duty = 1 }",
             "phase[0].publish[0].burst.period_s",
         ),
-        (
-            "topic = \"t/{client}\"",
-            "topic = \"t/+\"",
-            "phase[0].publish[0].topic",
-        ),
-        (
-            "topic = \"t/{client}\"",
-            "topic = \"t/{host}\"",
-            "phase[0].publish[0].topic",
-        ),
+        ("topic = \"t/{client}\"", "topic = \"t/+\"", "phase[0].publish[0].topic"),
+        ("topic = \"t/{client}\"", "topic = \"t/{host}\"", "phase[0].publish[0].topic"),
         ("topic = \"t/{client}\"", "topic = \"other\"", "phase[0]"),
-        (
-            "filter = \"t/#\"",
-            "filter = \"$share/g/t/#\"",
-            "phase[0].subscribe[0].filter",
-        ),
-        (
-            "filter = \"t/#\"",
-            "filter = [\"t/#\", \"t/1\"]",
-            "phase[0].subscribe[0].filter",
-        ),
-        (
-            "filter = \"t/#\"",
-            "filter = \"t/#/x\"",
-            "phase[0].subscribe[0].filter",
-        ),
-        (
-            "",
-            "receive_maximum = 5",
-            "phase[0].subscribe[0].receive_maximum",
-        ),
-        (
-            "",
-            "ack_delay_ms = 60001",
-            "phase[0].subscribe[0].ack_delay_ms",
-        ),
+        ("filter = \"t/#\"", "filter = \"$share/g/t/#\"", "phase[0].subscribe[0].filter"),
+        ("filter = \"t/#\"", "filter = [\"t/#\", \"t/1\"]", "phase[0].subscribe[0].filter"),
+        ("filter = \"t/#\"", "filter = \"t/#/x\"", "phase[0].subscribe[0].filter"),
+        ("", "receive_maximum = 5", "phase[0].subscribe[0].receive_maximum"),
+        ("", "ack_delay_ms = 60001", "phase[0].subscribe[0].ack_delay_ms"),
         ("", "weight = 1001", "phase[0].subscribe[0].weight"),
-        (
-            "",
-            "offline = { at_s = 10, for_s = 11 }",
-            "phase[0].subscribe[0].offline",
-        ),
-        (
-            "",
-            "offline = { at_s = 21, for_s = 1 }",
-            "phase[0].subscribe[0].offline.at_s",
-        ),
+        ("", "offline = { at_s = 10, for_s = 11 }", "phase[0].subscribe[0].offline"),
+        ("", "offline = { at_s = 21, for_s = 1 }", "phase[0].subscribe[0].offline.at_s"),
         (
             "",
             "[[phase.subscribe]]\nname = \"cloud\"\nclients = 1\nfilter = \"t/1\"",
@@ -317,13 +208,7 @@ fn each_wrong_value_is_refused_at_its_key() {
 fn all_faults_are_reported_at_once() {
     let text =
         changed("clients = 10", "clients = 0").replace("rss_limit_mib = 32", "rss_limit_mib = 0");
-    assert_eq!(
-        faults(&text)
-            .iter()
-            .map(|fault| fault.line)
-            .collect::<Vec<_>>(),
-        [6, 12]
-    );
+    assert_eq!(faults(&text).iter().map(|fault| fault.line).collect::<Vec<_>>(), [6, 12]);
 }
 
 #[test]
@@ -334,10 +219,7 @@ fn publish_and_subscribe_groups_may_share_a_name() {
 #[test]
 fn rate_is_shared_only_when_relative_to_capacity() {
     assert_eq!(Rate::PerClientHz(5.0).per_client_hz(10, None), Some(5.0));
-    assert_eq!(
-        Rate::TimesCapacity(2.0).per_client_hz(10, Some(1000.0)),
-        Some(200.0)
-    );
+    assert_eq!(Rate::TimesCapacity(2.0).per_client_hz(10, Some(1000.0)), Some(200.0));
     assert_eq!(Rate::TimesCapacity(2.0).per_client_hz(10, None), None);
 }
 

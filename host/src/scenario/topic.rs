@@ -7,9 +7,7 @@ const TOPIC_BYTES_MAX: usize = 65_535;
 #[must_use]
 pub fn expand(template: &str, group: &str, client: u32) -> String {
     // The number first: a group's name is free text and may itself read `{client}`.
-    template
-        .replace("{client}", &client.to_string())
-        .replace("{group}", group)
+    template.replace("{client}", &client.to_string()).replace("{group}", group)
 }
 
 /// Whether clients of one group differ in this topic or filter.
@@ -28,9 +26,7 @@ pub fn check_topic(topic: &str) -> Result<(), String> {
         return Err(format!("a topic has no wildcards, found {topic:?}"));
     }
     if topic.starts_with('$') {
-        return Err(format!(
-            "topics that start with $ belong to the broker, found {topic:?}"
-        ));
+        return Err(format!("topics that start with $ belong to the broker, found {topic:?}"));
     }
     Ok(())
 }
@@ -42,16 +38,12 @@ pub fn check_topic(topic: &str) -> Result<(), String> {
 pub fn check_filter(filter: &str) -> Result<(), String> {
     check_text(filter)?;
     if filter == "$share" || filter.starts_with("$share/") {
-        return Err(format!(
-            "shared subscriptions are not part of schema 1, found {filter:?}"
-        ));
+        return Err(format!("shared subscriptions are not part of schema 1, found {filter:?}"));
     }
     let mut levels = filter.split('/').peekable();
     while let Some(level) = levels.next() {
         if level.contains('#') && (level != "#" || levels.peek().is_some()) {
-            return Err(format!(
-                "# stands alone in the last level, found {filter:?}"
-            ));
+            return Err(format!("# stands alone in the last level, found {filter:?}"));
         }
         if level.contains('+') && level != "+" {
             return Err(format!("+ stands alone in its level, found {filter:?}"));
@@ -65,18 +57,13 @@ fn check_text(text: &str) -> Result<(), String> {
         return Err("must not be empty".to_owned());
     }
     if text.len() > TOPIC_BYTES_MAX {
-        return Err(format!(
-            "at most {TOPIC_BYTES_MAX} bytes, found {}",
-            text.len()
-        ));
+        return Err(format!("at most {TOPIC_BYTES_MAX} bytes, found {}", text.len()));
     }
     if text.contains('\0') {
         return Err("must not hold a NUL character".to_owned());
     }
     if text.contains(['{', '}']) {
-        return Err(format!(
-            "only {{group}} and {{client}} are replaced, found {text:?}"
-        ));
+        return Err(format!("only {{group}} and {{client}} are replaced, found {text:?}"));
     }
     Ok(())
 }
