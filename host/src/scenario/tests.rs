@@ -119,86 +119,84 @@ fn a_fault_names_file_line_and_key() {
     );
 }
 
+/// What is replaced in `SMALL`, by what, and the key that is at fault.
+const WRONG: &[(&str, &str, &str)] = &[
+    ("schema = 1", "schema = 2", "schema"),
+    ("schema = 1", "", ""),
+    ("schema = 1", "schema = 1\nspeed = 3", "speed"),
+    ("rss_limit_mib = 32", "rss_limit_mib = 70000", "rss_limit_mib"),
+    ("deadline_ms = 250", "deadline_ms = \"fast\"", "deadline_ms"),
+    ("deadline_ms = 250", "deadline_ms = 600001", "deadline_ms"),
+    (
+        "rss_limit_mib = 32",
+        "rss_limit_mib = 32\nbroker.sys_interval_s = 0",
+        "broker.sys_interval_s",
+    ),
+    ("rss_limit_mib = 32", "rss_limit_mib = 32\nbroker.cpu_share = 1.5", "broker.cpu_share"),
+    ("rss_limit_mib = 32", "rss_limit_mib = 32\nbroker.colour = 1", "broker.colour"),
+    ("duration_s = 20", "duration_s = 0", "phase[0].duration_s"),
+    ("duration_s = 20", "duration_s = 20\nweight = nan", "phase[0].weight"),
+    ("clients = 10", "clients = 0", "phase[0].publish[0].clients"),
+    (
+        "rate_hz = 100",
+        "rate_hz = 100\nrate_x_capacity = 1.0",
+        "phase[0].publish[0].rate_x_capacity",
+    ),
+    ("rate_hz = 100\n", "", "phase[0].publish[0].name"),
+    ("rate_hz = 100", "rate_x_capacity = 0.001", "phase[0].publish[0].rate_x_capacity"),
+    ("rate_hz = 100", "rate_hz = inf", "phase[0].publish[0].rate_hz"),
+    ("payload_bytes = 64", "payload_bytes = 15", "phase[0].publish[0].payload_bytes"),
+    ("payload_bytes = 64", "payload_bytes = [64, 32]", "phase[0].publish[0].payload_bytes"),
+    ("payload_bytes = 64", "payload_bytes = [64, 65, 66]", "phase[0].publish[0].payload_bytes"),
+    ("payload_bytes = 64", "payload_bytes = 268435455", "phase[0].publish[0].payload_bytes"),
+    ("payload_bytes = 64", "payload_bytes = 64\nqos = 3", "phase[0].publish[0].qos"),
+    ("payload_bytes = 64", "payload_bytes = 64\nprotocol = 3", "phase[0].publish[0].protocol"),
+    ("payload_bytes = 64", "payload_bytes = 64\nweight = 3", "phase[0].publish[0].weight"),
+    ("payload_bytes = 64", "payload_bytes = 64\ninflight = 65536", "phase[0].publish[0].inflight"),
+    (
+        "payload_bytes = 64",
+        "payload_bytes = 64\nreconnect_ms = -1",
+        "phase[0].publish[0].reconnect_ms",
+    ),
+    (
+        "payload_bytes = 64",
+        "payload_bytes = 64\nburst = { period_s = 1, duty = 0 }",
+        "phase[0].publish[0].burst.duty",
+    ),
+    (
+        "payload_bytes = 64",
+        "payload_bytes = 64\nburst = { period_s = 1, duty = 1.1 }",
+        "phase[0].publish[0].burst.duty",
+    ),
+    (
+        "payload_bytes = 64",
+        "payload_bytes = 64\nburst = { period_s = 0, duty = 1 }",
+        "phase[0].publish[0].burst.period_s",
+    ),
+    ("topic = \"t/{client}\"", "topic = \"t/+\"", "phase[0].publish[0].topic"),
+    ("topic = \"t/{client}\"", "topic = \"t/{host}\"", "phase[0].publish[0].topic"),
+    ("topic = \"t/{client}\"", "topic = \"other\"", "phase[0]"),
+    ("filter = \"t/#\"", "filter = \"$share/g/t/#\"", "phase[0].subscribe[0].filter"),
+    ("filter = \"t/#\"", "filter = [\"t/#\", \"t/1\"]", "phase[0].subscribe[0].filter"),
+    ("filter = \"t/#\"", "filter = \"t/#/x\"", "phase[0].subscribe[0].filter"),
+    ("", "receive_maximum = 5", "phase[0].subscribe[0].receive_maximum"),
+    ("", "ack_delay_ms = 60001", "phase[0].subscribe[0].ack_delay_ms"),
+    ("", "weight = 1001", "phase[0].subscribe[0].weight"),
+    ("", "offline = { at_s = 10, for_s = 11 }", "phase[0].subscribe[0].offline"),
+    ("", "offline = { at_s = 21, for_s = 1 }", "phase[0].subscribe[0].offline.at_s"),
+    (
+        "",
+        "[[phase.subscribe]]\nname = \"cloud\"\nclients = 1\nfilter = \"t/1\"",
+        "phase[0].subscribe[1].name",
+    ),
+];
+
 #[test]
 fn each_wrong_value_is_refused_at_its_key() {
-    let cases = [
-        ("schema = 1", "schema = 2", "schema"),
-        ("schema = 1", "", ""),
-        ("schema = 1", "schema = 1\nspeed = 3", "speed"),
-        ("rss_limit_mib = 32", "rss_limit_mib = 70000", "rss_limit_mib"),
-        ("deadline_ms = 250", "deadline_ms = \"fast\"", "deadline_ms"),
-        ("deadline_ms = 250", "deadline_ms = 600001", "deadline_ms"),
-        (
-            "rss_limit_mib = 32",
-            "rss_limit_mib = 32\nbroker.sys_interval_s = 0",
-            "broker.sys_interval_s",
-        ),
-        ("rss_limit_mib = 32", "rss_limit_mib = 32\nbroker.cpu_share = 1.5", "broker.cpu_share"),
-        ("rss_limit_mib = 32", "rss_limit_mib = 32\nbroker.colour = 1", "broker.colour"),
-        ("duration_s = 20", "duration_s = 0", "phase[0].duration_s"),
-        ("duration_s = 20", "duration_s = 20\nweight = nan", "phase[0].weight"),
-        ("clients = 10", "clients = 0", "phase[0].publish[0].clients"),
-        (
-            "rate_hz = 100",
-            "rate_hz = 100\nrate_x_capacity = 1.0",
-            "phase[0].publish[0].rate_x_capacity",
-        ),
-        ("rate_hz = 100\n", "", "phase[0].publish[0].name"),
-        ("rate_hz = 100", "rate_x_capacity = 0.001", "phase[0].publish[0].rate_x_capacity"),
-        ("rate_hz = 100", "rate_hz = inf", "phase[0].publish[0].rate_hz"),
-        ("payload_bytes = 64", "payload_bytes = 15", "phase[0].publish[0].payload_bytes"),
-        ("payload_bytes = 64", "payload_bytes = [64, 32]", "phase[0].publish[0].payload_bytes"),
-        ("payload_bytes = 64", "payload_bytes = [64, 65, 66]", "phase[0].publish[0].payload_bytes"),
-        ("payload_bytes = 64", "payload_bytes = 268435455", "phase[0].publish[0].payload_bytes"),
-        ("payload_bytes = 64", "payload_bytes = 64\nqos = 3", "phase[0].publish[0].qos"),
-        ("payload_bytes = 64", "payload_bytes = 64\nprotocol = 3", "phase[0].publish[0].protocol"),
-        ("payload_bytes = 64", "payload_bytes = 64\nweight = 3", "phase[0].publish[0].weight"),
-        (
-            "payload_bytes = 64",
-            "payload_bytes = 64\ninflight = 65536",
-            "phase[0].publish[0].inflight",
-        ),
-        (
-            "payload_bytes = 64",
-            "payload_bytes = 64\nreconnect_ms = -1",
-            "phase[0].publish[0].reconnect_ms",
-        ),
-        (
-            "payload_bytes = 64",
-            "payload_bytes = 64\nburst = { period_s = 1, duty = 0 }",
-            "phase[0].publish[0].burst.duty",
-        ),
-        (
-            "payload_bytes = 64",
-            "payload_bytes = 64\nburst = { period_s = 1, duty = 1.1 }",
-            "phase[0].publish[0].burst.duty",
-        ),
-        (
-            "payload_bytes = 64",
-            "payload_bytes = 64\nburst = { period_s = 0, duty = 1 }",
-            "phase[0].publish[0].burst.period_s",
-        ),
-        ("topic = \"t/{client}\"", "topic = \"t/+\"", "phase[0].publish[0].topic"),
-        ("topic = \"t/{client}\"", "topic = \"t/{host}\"", "phase[0].publish[0].topic"),
-        ("topic = \"t/{client}\"", "topic = \"other\"", "phase[0]"),
-        ("filter = \"t/#\"", "filter = \"$share/g/t/#\"", "phase[0].subscribe[0].filter"),
-        ("filter = \"t/#\"", "filter = [\"t/#\", \"t/1\"]", "phase[0].subscribe[0].filter"),
-        ("filter = \"t/#\"", "filter = \"t/#/x\"", "phase[0].subscribe[0].filter"),
-        ("", "receive_maximum = 5", "phase[0].subscribe[0].receive_maximum"),
-        ("", "ack_delay_ms = 60001", "phase[0].subscribe[0].ack_delay_ms"),
-        ("", "weight = 1001", "phase[0].subscribe[0].weight"),
-        ("", "offline = { at_s = 10, for_s = 11 }", "phase[0].subscribe[0].offline"),
-        ("", "offline = { at_s = 21, for_s = 1 }", "phase[0].subscribe[0].offline.at_s"),
-        (
-            "",
-            "[[phase.subscribe]]\nname = \"cloud\"\nclients = 1\nfilter = \"t/1\"",
-            "phase[0].subscribe[1].name",
-        ),
-    ];
-    for (from, to, key) in cases {
+    for (from, to, key) in WRONG {
         let found = faults(&changed(from, to));
         assert!(
-            found.iter().any(|fault| fault.key == key && fault.line > 0),
+            found.iter().any(|fault| fault.key == *key && fault.line > 0),
             "{from:?} -> {to:?}: wanted {key}, got {found:?}"
         );
     }
