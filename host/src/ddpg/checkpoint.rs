@@ -14,7 +14,7 @@ use super::replay::Pending;
 use super::{Agent, DdpgError, Hyper};
 use brokertuner_core::model::checksum;
 use rand_pcg::Pcg32;
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
@@ -68,17 +68,7 @@ impl Agent {
         let refused = |reason: String| DdpgError::Checkpoint { path: path.to_path_buf(), reason };
         let meta = serde_json::to_string(&self.meta(with_replay))
             .map_err(|error| refused(error.to_string()))?;
-        let mut tensors = self.tensors(with_replay);
-        let crc = crc_of(&meta, &tensors).to_le_bytes().to_vec();
-        tensors.insert(CRC_NAME.to_owned(), crc);
-        let views = tensors.iter().map(|(name, bytes)| {
-            let dtype = if name == CRC_NAME { Dtype::U32 } else { Dtype::F32 };
-            TensorView::new(dtype, vec![bytes.len() / 4], bytes).map(|view| (name, view))
-        });
-        let views =
-            views.collect::<Result<Vec<_>, _>>().map_err(|error| refused(error.to_string()))?;
-        let metadata = HashMap::from([(META_KEY.to_owned(), meta)]);
-        let bytes = safetensors::serialize(views, Some(metadata))
+        let bytes = assemble(meta, self.tensors(with_replay))
             .map_err(|error| refused(error.to_string()))?;
         write_aside(path, &bytes)
             .map_err(|source| DdpgError::Io { path: path.to_path_buf(), source })
@@ -229,6 +219,18 @@ fn crc_of(meta: &str, tensors: &Tensors) -> u32 {
     checksum(&parts)
 }
 
+/// The bytes of the file.
+fn assemble(meta: String, mut tensors: Tensors) -> Result<Vec<u8>, SafeTensorError> {
+    let crc = crc_of(&meta, &tensors).to_le_bytes().to_vec();
+    tensors.insert(CRC_NAME.to_owned(), crc);
+    let views = tensors.iter().map(|(name, bytes)| {
+        let dtype = if name == CRC_NAME { Dtype::U32 } else { Dtype::F32 };
+        TensorView::new(dtype, vec![bytes.len() / 4], bytes).map(|view| (name, view))
+    });
+    let views = views.collect::<Result<Vec<_>, _>>()?;
+    safetensors::serialize(views, Some(HashMap::from([(META_KEY.to_owned(), meta)])))
+}
+
 fn bytes_of(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|value| value.to_le_bytes()).collect()
 }
@@ -283,4 +285,40 @@ fn write_aside(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.as_file().sync_all()?;
     file.persist(path)?;
     File::open(folder)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    /// What `change` makes of the parts of a sound checkpoint, with a checksum that fits.
+    fn refusal(change: impl FnOnce(&mut String, &mut Tensors)) -> String {
+        let agent = Agent::new(Hyper::default(), 3, 2, 1).unwrap();
+        let mut meta = serde_json::to_string(&agent.meta(true)).unwrap();
+        let mut tensors = agent.tensors(true);
+        change(&mut meta, &mut tensors);
+        match Agent::from_checkpoint(&assemble(meta, tensors).unwrap()) {
+            Ok(_) => "accepted".to_owned(),
+            Err(reason) => reason,
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_together_is_named() {
+        assert_eq!(refusal(|_, _| ()), "accepted");
+        let next = |meta: &mut String| *meta = meta.replace("\"version\":1", "\"version\":2");
+        let reason = refusal(|meta, _| next(meta));
+        assert_eq!(reason, "it has version 2, this program reads 1");
+        let wider = |meta: &mut String| *meta = meta.replace("\"state_dim\":3", "\"state_dim\":4");
+        assert!(refusal(|meta, _| wider(meta)).contains("`actor` has"));
+        let missing = refusal(|_, tensors| drop(tensors.remove("critic0.target")));
+        assert_eq!(missing, "the tensor `critic0.target` is missing");
+        let extra = refusal(|_, tensors| drop(tensors.insert("critic7".to_owned(), vec![])));
+        assert_eq!(extra, "it has the unknown tensor `critic7`");
+        let ragged = refusal(|_, tensors| drop(tensors.insert("replay".to_owned(), vec![0; 12])));
+        assert_eq!(ragged, "the replay buffer does not fit its capacity");
+        let range = |meta: &mut String| *meta = meta.replace("\"tau\":0.005", "\"tau\":5.0");
+        assert!(refusal(|meta, _| range(meta)).contains("tau"));
+    }
 }

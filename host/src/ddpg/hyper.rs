@@ -136,19 +136,21 @@ impl Hyper {
     pub fn demo() -> Self {
         Hyper {
             actor_lr: 1e-3,
-            critic_lr: 1e-3,
+            critic_lr: 3e-3,
             batch: 64,
-            gamma: 0.85,
+            gamma: 0.5,
             tau: 0.02,
             warm_up_steps: 40,
             sigma_start: 0.5,
-            sigma_end: 0.1,
+            sigma_end: 0.2,
             sigma_decay_steps: 120,
-            updates_per_step: 60,
+            updates_per_step: 30,
             clipped_double_q: true,
             policy_delay: 2,
             critic_layer_norm: true,
             critic_weight_decay: 1e-2,
+            preactivation_penalty: 0.05,
+            normalise_std_min: 0.1,
             ..Self::default()
         }
     }

@@ -36,6 +36,10 @@ mod quantise;
 mod replay;
 
 #[cfg(test)]
+mod learning_tests;
+#[cfg(test)]
+mod quantise_tests;
+#[cfg(test)]
 mod reference_tests;
 
 pub use agent::{ActorLosses, Agent, Losses};
