@@ -1,5 +1,7 @@
 //! Adam (Kingma and Ba 2015) with decoupled weight decay, and the soft update of targets.
 
+use super::net::vectorised;
+
 /// Decay of the first moment.
 const BETA1: f32 = 0.9;
 /// Decay of the second moment.
@@ -37,19 +39,29 @@ impl Adam {
         let epsilon = narrow(EPSILON * root);
         let keep = narrow(1.0 - self.lr * self.decay);
         let moments = self.first.iter_mut().zip(&mut self.second);
-        for ((param, grad), (first, second)) in params.iter_mut().zip(grads).zip(moments) {
-            *first = BETA1 * *first + (1.0 - BETA1) * grad;
-            *second = BETA2 * *second + (1.0 - BETA2) * grad * grad;
-            *param = *param * keep - rate * *first / (second.sqrt() + epsilon);
-        }
+        vectorised(
+            #[inline(always)]
+            || {
+                for ((param, grad), (first, second)) in params.iter_mut().zip(grads).zip(moments) {
+                    *first = BETA1 * *first + (1.0 - BETA1) * grad;
+                    *second = BETA2 * *second + (1.0 - BETA2) * grad * grad;
+                    *param = *param * keep - rate * *first / (second.sqrt() + epsilon);
+                }
+            },
+        );
     }
 }
 
 /// Moves `target` by the share `tau` towards `source`.
 pub(super) fn polyak(target: &mut [f32], source: &[f32], tau: f32) {
-    for (target, source) in target.iter_mut().zip(source) {
-        *target += tau * (source - *target);
-    }
+    vectorised(
+        #[inline(always)]
+        || {
+            for (target, source) in target.iter_mut().zip(source) {
+                *target += tau * (source - *target);
+            }
+        },
+    );
 }
 
 /// The f32 nearest to a hyperparameter.

@@ -1,7 +1,7 @@
 //! The agent: networks, replay, and the update.
 
 use super::adam::{Adam, narrow, polyak};
-use super::net::{Mlp, Tape, row_sum, tanh};
+use super::net::{Mlp, Tape, row_sum, tanh, tanh_into};
 use super::noise::Noise;
 use super::normaliser::Normaliser;
 use super::quantise::snap;
@@ -283,9 +283,7 @@ impl Agent {
         for critic in &self.critics {
             let input = work.critic.input();
             input[..states].copy_from_slice(work.target_actor.input());
-            for (slot, &value) in input[states..].iter_mut().zip(work.target_actor.output()) {
-                *slot = tanh(value);
-            }
+            tanh_into(&mut input[states..], work.target_actor.output());
             critic.target.forward(&mut work.critic);
             for (target, &value) in work.targets.iter_mut().zip(work.critic.output()) {
                 *target = target.min(value);
@@ -348,9 +346,7 @@ impl Agent {
         self.snapped.forward(&mut work.actor);
         let input = work.critic.input();
         input[..states].copy_from_slice(work.actor.input());
-        for (slot, &value) in input[states..].iter_mut().zip(work.actor.output()) {
-            *slot = tanh(value);
-        }
+        tanh_into(&mut input[states..], work.actor.output());
         let critic = &self.critics[0].net;
         critic.forward(&mut work.critic);
         let q_mean = row_sum(work.critic.output()) * share;
@@ -362,11 +358,10 @@ impl Agent {
         let price = narrow(self.hyper.preactivation_penalty);
         let values = work.actor.output().to_vec();
         let by_action = &work.critic.input_grad()[states..];
+        let actions = &work.critic.values(0)[states..];
         let (mut charge, mut saturated) = (0.0, 0usize);
-        for ((grad, value), by_action) in
-            work.actor.output_grad().iter_mut().zip(&values).zip(by_action)
-        {
-            let action = tanh(*value);
+        let terms = values.iter().zip(actions).zip(by_action);
+        for (grad, ((value, action), by_action)) in work.actor.output_grad().iter_mut().zip(terms) {
             let excess = value.abs() - limit;
             *grad = by_action * (1.0 - action * action);
             if excess > 0.0 {

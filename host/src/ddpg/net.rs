@@ -89,13 +89,19 @@ impl Mlp {
             let hidden = layer + 1 < self.layers();
             let normed = hidden && self.layer_norm;
             let floor = if hidden && !normed { 0.0 } else { f32::NEG_INFINITY };
-            for (row, bias) in out.chunks_exact_mut(batch).zip(&self.params[biases]) {
-                row.iter_mut().for_each(|value| *value = (*value + bias).max(floor));
-            }
-            if normed {
-                let (kept, inv_std) = &mut tape.normed[layer];
-                layer_norm(out, kept, inv_std, batch);
-            }
+            let biases = &self.params[biases];
+            let norm = if normed { tape.normed.get_mut(layer) } else { None };
+            vectorised(
+                #[inline(always)]
+                || {
+                    for (row, bias) in out.chunks_exact_mut(batch).zip(biases) {
+                        row.iter_mut().for_each(|value| *value = (*value + bias).max(floor));
+                    }
+                    if let Some((kept, inv_std)) = norm {
+                        layer_norm(out, kept, inv_std, batch);
+                    }
+                },
+            );
         }
     }
 
@@ -112,7 +118,7 @@ impl Mlp {
             let (inputs, outputs) = (self.dims[layer], self.dims[layer + 1]);
             let (weights, biases) = self.spans(layer);
             if layer + 1 < self.layers() {
-                self.backward_activation(tape, layer);
+                backward_activation(tape, layer);
             }
             let (below, above) = tape.grads.split_at_mut(layer + 1);
             let grad = MatRef::from_row_major_slice(&above[0], outputs, batch);
@@ -143,18 +149,6 @@ impl Mlp {
                 1.0f32,
                 Par::Seq,
             );
-        }
-    }
-
-    /// Gradient through the ReLU, and the layer normalisation, of a hidden layer; in place.
-    fn backward_activation(&self, tape: &mut Tape, layer: usize) {
-        let grad = &mut tape.grads[layer + 1];
-        for (grad, value) in grad.iter_mut().zip(&tape.values[layer + 1]) {
-            *grad = if *value > 0.0 { *grad } else { 0.0 };
-        }
-        if self.layer_norm {
-            let (normed, inv_std) = &tape.normed[layer];
-            layer_norm_backward(grad, normed, inv_std, tape.batch);
         }
     }
 }
@@ -197,7 +191,25 @@ impl Tape {
     }
 }
 
+/// Gradient through the ReLU, and the layer normalisation, of a hidden layer; in place.
+fn backward_activation(tape: &mut Tape, layer: usize) {
+    let (grad, values) = (&mut tape.grads[layer + 1], &tape.values[layer + 1]);
+    let (norm, batch) = (tape.normed.get(layer), tape.batch);
+    vectorised(
+        #[inline(always)]
+        || {
+            for (grad, value) in grad.iter_mut().zip(values) {
+                *grad = if *value > 0.0 { *grad } else { 0.0 };
+            }
+            if let Some((normed, inv_std)) = norm {
+                layer_norm_backward(grad, normed, inv_std, batch);
+            }
+        },
+    );
+}
+
 /// Normalises each sample over the layer, keeps that, and applies the ReLU.
+#[inline(always)]
 fn layer_norm(values: &mut [f32], kept: &mut [f32], inv_std: &mut [f32], batch: usize) {
     let scale = (values.len() as f32 / batch as f32).recip();
     let mut mean = vec![0.0f32; batch];
@@ -222,6 +234,7 @@ fn layer_norm(values: &mut [f32], kept: &mut [f32], inv_std: &mut [f32], batch: 
 
 /// `grad` by the normalised values becomes that by the values before: with n its mean over the
 /// layer, `(grad - n(grad) - normed n(grad normed)) / deviation`.
+#[inline(always)]
 fn layer_norm_backward(grad: &mut [f32], normed: &[f32], inv_std: &[f32], batch: usize) {
     let scale = (grad.len() as f32 / batch as f32).recip();
     let (mut mean, mut along) = (vec![0.0f32; batch], vec![0.0f32; batch]);
@@ -253,9 +266,25 @@ pub(super) fn row_sum(row: &[f32]) -> f32 {
     parts.iter().sum::<f32>() + rest.iter().sum::<f32>()
 }
 
+/// tanh of every element.
+pub(super) fn tanh_into(slots: &mut [f32], values: &[f32]) {
+    vectorised(
+        #[inline(always)]
+        || slots.iter_mut().zip(values).for_each(|(slot, &value)| *slot = tanh(value)),
+    );
+}
+
+/// Runs `op` compiled for the widest vectors of this processor. Sums keep their order and nothing is
+/// fused, so the bits are the same on all of them.
+#[inline(always)]
+pub(super) fn vectorised<R>(op: impl FnOnce() -> R) -> R {
+    pulp::Arch::new().dispatch(op)
+}
+
 /// tanh within 1e-6, as a quotient of polynomials that the compiler can vectorise.
 ///
 /// Coefficients of Eigen's `generic_fast_tanh_float`; beyond ±7.9 it is 1 in f32.
+#[inline(always)]
 pub(super) fn tanh(value: f32) -> f32 {
     const ODD: [f32; 7] = [
         -2.760_768_5e-16,

@@ -1,6 +1,7 @@
 //! Running mean, deviation and range of the raw features.
 
 use super::adam::narrow;
+use super::net::vectorised;
 use brokertuner_core::actor::INPUT_LIMIT;
 use serde::{Deserialize, Serialize};
 
@@ -79,10 +80,15 @@ impl Normaliser {
     pub(super) fn apply(&self, states: &mut [f32], batch: usize) {
         for (index, row) in states.chunks_exact_mut(batch).enumerate() {
             let (mean, inv_std) = self.scale(index);
-            for value in row {
-                let normalised = ((*value - mean) * inv_std).clamp(-INPUT_LIMIT, INPUT_LIMIT);
-                *value = if normalised.is_nan() { 0.0 } else { normalised };
-            }
+            vectorised(
+                #[inline(always)]
+                || {
+                    for value in row {
+                        let scaled = ((*value - mean) * inv_std).clamp(-INPUT_LIMIT, INPUT_LIMIT);
+                        *value = if scaled.is_nan() { 0.0 } else { scaled };
+                    }
+                },
+            );
         }
     }
 }

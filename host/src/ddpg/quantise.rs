@@ -1,7 +1,7 @@
 //! The int8 grid, and the export of an agent's actor as a model file.
 
 use super::adam::narrow;
-use super::net::{Mlp, Tape};
+use super::net::{Mlp, Tape, vectorised};
 use super::{Agent, DdpgError};
 use brokertuner_core::actor::{
     ACTIVATION_MAX, FAN_IN_MAX, INPUT_LIMIT, LAYER_COUNT, ONE, SHIFT_MAX, WEIGHT_MAX,
@@ -27,9 +27,14 @@ pub(super) fn snap(master: &Mlp, snapped: &mut Mlp) {
         let (weights, _) = master.spans(layer);
         for row in snapped.params[weights].chunks_exact_mut(master.dims()[layer]) {
             let (scale, per_step) = grid(row);
-            for weight in row {
-                *weight = step(*weight, per_step) as f32 * scale;
-            }
+            vectorised(
+                #[inline(always)]
+                || {
+                    for weight in row {
+                        *weight = step(*weight, per_step) as f32 * scale;
+                    }
+                },
+            );
         }
     }
 }
@@ -43,6 +48,7 @@ fn grid(row: &[f32]) -> (f32, f32) {
 
 /// The step of the grid nearest to a weight.
 #[allow(clippy::cast_possible_truncation, reason = "the quotient is at most 127 in magnitude")]
+#[inline(always)]
 fn step(weight: f32, per_step: f32) -> i32 {
     // The cast cuts towards 0, so that halves go away from it.
     let step = weight * per_step;
