@@ -1,1 +1,7 @@
-//! edge
+//! The agent beside the broker: samples, infers, applies, verifies, rolls back. Training drives the same code in-process.
+pub mod command;
+pub mod connack;
+pub mod control;
+pub mod fs;
+pub mod pid;
+pub mod ready;
