@@ -56,7 +56,9 @@ impl Connack {
 #[derive(Debug, thiserror::Error)]
 pub enum ConnackError {
     /// Nothing listens there.
-    #[error("nothing listens on {address}: start the broker, or correct broker.host and broker.port")]
+    #[error(
+        "nothing listens on {address}: start the broker, or correct broker.host and broker.port"
+    )]
     Refused {
         /// Where.
         address: SocketAddr,
@@ -76,7 +78,9 @@ pub enum ConnackError {
         address: SocketAddr,
     },
     /// An answer, but no CONNACK of MQTT 5.
-    #[error("{address} answered CONNECT with something that is no MQTT 5 CONNACK ({reason}); is it a Mosquitto 2?")]
+    #[error(
+        "{address} answered CONNECT with something that is no MQTT 5 CONNACK ({reason}); is it a Mosquitto 2?"
+    )]
     Malformed {
         /// Where.
         address: SocketAddr,
@@ -203,10 +207,13 @@ pub fn parse(bytes: &[u8]) -> Result<Option<Connack>, &'static str> {
         // An MQTT 3.1.1 answer, as old brokers give to a version they do not know.
         return Err("it has no properties, as a broker without MQTT 5 answers");
     }
-    let Some((length, rest)) = variable_int(properties)? else { return Err("properties cut short") };
+    let Some((length, rest)) = variable_int(properties)? else {
+        return Err("properties cut short");
+    };
     let mut rest = rest.get(..length).ok_or("properties cut short")?;
     while let Some((&id, value)) = rest.split_first() {
-        let size = property_size(id, value).ok_or("a property that no CONNACK has, or cut short")?;
+        let size =
+            property_size(id, value).ok_or("a property that no CONNACK has, or cut short")?;
         let field = value.get(..size).ok_or("a property cut short")?;
         match (id, field) {
             (0x21, &[a, b]) => connack.receive_maximum = Some(u16::from_be_bytes([a, b])),

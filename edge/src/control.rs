@@ -1,8 +1,10 @@
 //! The broker seam: find its process, make it reload or restart, ask whether it answers.
 
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
@@ -12,6 +14,8 @@ use serde::{Deserialize, Serialize};
 use crate::command::{self, CommandError};
 use crate::connack::{self, Connack, ConnackError, Credentials};
 use crate::pid::{self, PidError, PidFinder, ProcessId};
+
+const SAVE_POLL: Duration = Duration::from_millis(20);
 
 /// Everything that applying asks of a broker; tests and trainers bring their own.
 pub trait Broker: Send {
@@ -33,6 +37,12 @@ pub trait Broker: Send {
     /// [`ControlError`]; the broker may then be down.
     fn restart(&self) -> Result<(), ControlError>;
 
+    /// Makes `process` save its state to `database`, and returns when a newer file lies there.
+    ///
+    /// # Errors
+    /// [`ControlError`] where no newer file came: a restart may then lose what is queued.
+    fn save(&self, process: ProcessId, database: &Path) -> Result<(), ControlError>;
+
     /// Connects once with MQTT 5.
     ///
     /// # Errors
@@ -44,7 +54,9 @@ pub trait Broker: Send {
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
     /// The configuration has no way to do it.
-    #[error("{key} = \"none\": edge may not {verb} the broker; choose another method, or {verb} it yourself")]
+    #[error(
+        "{key} = \"none\": edge may not {verb} the broker; choose another method, or {verb} it yourself"
+    )]
     NotConfigured {
         /// The option.
         key: &'static str,
@@ -60,12 +72,22 @@ pub enum ControlError {
         source: CommandError,
     },
     /// The signal could not be sent.
-    #[error("cannot signal process {pid} of the broker: {errno}; run edge as root or as the broker's user, or choose another control.reload")]
+    #[error(
+        "cannot signal process {pid} of the broker: {errno}; run edge as root or as the broker's user, or choose another control.reload"
+    )]
     Signal {
         /// The process.
         pid: i32,
         /// The system's answer.
         errno: Errno,
+    },
+    /// The broker did not save its state.
+    #[error("the broker did not write {} within {timeout_s} s of SIGUSR1, so a restart could lose what it holds; correct broker.database, or see its log", path.display())]
+    NotSaved {
+        /// The database file.
+        path: PathBuf,
+        /// How long was waited.
+        timeout_s: u64,
     },
     /// The process is no longer the one that was looked at.
     #[error("process {pid} of the broker ended just now")]
@@ -130,6 +152,19 @@ impl LiveBroker {
     }
 }
 
+/// Signals the broker, and never a stranger that was given its old pid.
+fn signal(process: ProcessId, signal: Signal) -> Result<(), ControlError> {
+    let pid = process.pid;
+    if !matches!(pid::alive(pid), Ok(Some(now)) if now == process) {
+        return Err(ControlError::Gone { pid });
+    }
+    kill(Pid::from_raw(pid), signal).map_err(|errno| ControlError::Signal { pid, errno })
+}
+
+fn modified(path: &Path) -> Option<SystemTime> {
+    std::fs::metadata(path).and_then(|found| found.modified()).ok()
+}
+
 fn systemctl(verb: &str, unit: &str) -> Command {
     let mut command = Command::new("systemctl");
     command.args(["--no-ask-password", verb, "--", unit]);
@@ -155,14 +190,7 @@ impl Broker for LiveBroker {
             Method::Systemd(unit) => self.run("reload", systemctl("reload", unit)),
             Method::Command(words) => self.run("reload", configured(words).ok_or(REFUSED)?),
             Method::None => Err(REFUSED),
-            Method::Signal => {
-                // Never signal a stranger that was given the broker's old pid.
-                if !matches!(pid::alive(process.pid), Ok(Some(now)) if now == process) {
-                    return Err(ControlError::Gone { pid: process.pid });
-                }
-                kill(Pid::from_raw(process.pid), Signal::SIGHUP)
-                    .map_err(|errno| ControlError::Signal { pid: process.pid, errno })
-            }
+            Method::Signal => signal(process, Signal::SIGHUP),
         }
     }
 
@@ -174,6 +202,20 @@ impl Broker for LiveBroker {
             Method::Command(words) => self.run("restart", configured(words).ok_or(REFUSED)?),
             Method::Signal | Method::None => Err(REFUSED),
         }
+    }
+
+    fn save(&self, process: ProcessId, database: &Path) -> Result<(), ControlError> {
+        let before = modified(database);
+        signal(process, Signal::SIGUSR1)?;
+        let deadline = Instant::now() + self.command_timeout;
+        while modified(database).is_none() || modified(database) == before {
+            if Instant::now() >= deadline {
+                let timeout_s = self.command_timeout.as_secs();
+                return Err(ControlError::NotSaved { path: database.to_path_buf(), timeout_s });
+            }
+            thread::sleep(SAVE_POLL);
+        }
+        Ok(())
     }
 
     fn answer(&self) -> Result<Connack, ConnackError> {

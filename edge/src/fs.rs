@@ -25,6 +25,12 @@ pub trait Files: Send {
     /// Any I/O error but "not found"; `InvalidData` above [`FILE_BYTES_MAX`].
     fn read(&self, path: &Path) -> io::Result<Option<Vec<u8>>>;
 
+    /// Whether anything lies at `path`.
+    ///
+    /// # Errors
+    /// Where that can't be seen.
+    fn exists(&self, path: &Path) -> io::Result<bool>;
+
     /// Creates or truncates `path`, writes `bytes`, sets `mode` whatever the umask, and syncs it.
     ///
     /// # Errors
@@ -72,13 +78,13 @@ impl Files for RealFiles {
         Ok(Some(bytes))
     }
 
+    fn exists(&self, path: &Path) -> io::Result<bool> {
+        fs::exists(path)
+    }
+
     fn write_synced(&self, path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(mode)
-            .open(path)?;
+        let mut file =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(path)?;
         file.set_permissions(Permissions::from_mode(mode))?;
         file.write_all(bytes)?;
         file.sync_all()
@@ -119,7 +125,9 @@ fn remedy(source: &io::Error) -> &'static str {
         }
         io::ErrorKind::NotFound => "create the directory, or point the configuration elsewhere",
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "free some space there",
-        io::ErrorKind::ReadOnlyFilesystem => "mount it writable, or point the configuration elsewhere",
+        io::ErrorKind::ReadOnlyFilesystem => {
+            "mount it writable, or point the configuration elsewhere"
+        }
         _ => "check the path and the disk",
     }
 }

@@ -1,7 +1,9 @@
 //! The agent beside the broker: samples, infers, applies, verifies, rolls back. Training drives the same code in-process.
+pub mod apply;
 pub mod command;
 pub mod connack;
 pub mod control;
 pub mod fs;
 pub mod pid;
 pub mod ready;
+pub mod state;

@@ -54,7 +54,9 @@ pub enum PidSource {
 #[derive(Debug, thiserror::Error)]
 pub enum PidError {
     /// The pid names no living process.
-    #[error("no process {pid} is running, as {said_by} says it should; start the broker, or correct {said_by}")]
+    #[error(
+        "no process {pid} is running, as {said_by} says it should; start the broker, or correct {said_by}"
+    )]
     Gone {
         /// The pid that was named.
         pid: i32,
@@ -92,7 +94,9 @@ pub enum PidError {
         source: std::io::Error,
     },
     /// systemd doesn't know.
-    #[error("systemd names no main process for unit {unit}: {reason}; set pid.unit, or choose another pid.source")]
+    #[error(
+        "systemd names no main process for unit {unit}: {reason}; set pid.unit, or choose another pid.source"
+    )]
     Systemd {
         /// The unit.
         unit: String,
@@ -106,7 +110,9 @@ pub enum PidError {
         port: u16,
     },
     /// Something listens, but its process may not be looked at.
-    #[error("something listens on port {port}, but its process is hidden from this user; run edge as root or as the broker's user, or set pid.pid_file")]
+    #[error(
+        "something listens on port {port}, but its process is hidden from this user; run edge as root or as the broker's user, or set pid.pid_file"
+    )]
     Hidden {
         /// The port.
         port: u16,
@@ -217,7 +223,8 @@ impl PidFinder {
         let mut systemctl = Command::new("systemctl");
         systemctl.args(["show", "--property=MainPID", "--value", "--", unit]);
         let failed = |reason: String| PidError::Systemd { unit: unit.into(), reason };
-        let said = command::output(systemctl, SYSTEMCTL_TIMEOUT).map_err(|e| failed(e.to_string()))?;
+        let said =
+            command::output(systemctl, SYSTEMCTL_TIMEOUT).map_err(|e| failed(e.to_string()))?;
         match said.trim().parse() {
             Ok(pid) if pid > 0 => running(pid, || format!("systemd unit {unit}")),
             _ => Err(failed("the unit is not running".into())),
