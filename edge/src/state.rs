@@ -74,6 +74,8 @@ pub struct Intent {
     pub to: Option<Settings>,
     /// The drop-in in between, that states the site's values of options about to be given up.
     pub interim: Option<Settings>,
+    /// The same on the way back, should the change have to be taken back.
+    pub interim_back: Option<Settings>,
     /// How it is made effective.
     pub how: How,
     /// The broker's process when the change began.
@@ -162,7 +164,8 @@ pub fn decode(path: &Path, bytes: &[u8]) -> Result<State, StateError> {
 impl State {
     /// Every set of settings that is remembered.
     fn settings(&self) -> impl Iterator<Item = Settings> {
-        let intent = self.intent.map(|intent| [intent.from, intent.to, intent.interim]);
+        let intent =
+            self.intent.map(|intent| [intent.from, intent.to, intent.interim, intent.interim_back]);
         [self.written, self.good, self.wanted, self.effective.map(|e| e.settings)]
             .into_iter()
             .chain(intent.into_iter().flatten())
@@ -238,6 +241,7 @@ pub(crate) mod tests {
                 from: None,
                 to,
                 interim: None,
+                interim_back: to,
                 how,
                 before: process,
                 back: true,

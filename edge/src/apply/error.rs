@@ -53,6 +53,24 @@ pub enum ApplyError {
     /// A file could not be written; the broker was not asked for anything.
     #[error("{0}; nothing was changed")]
     File(#[from] FileError),
+    /// The new drop-in got into place and could not be taken back.
+    #[error(
+        "{error}; then the drop-in could not be put back ({again}): it would take effect when the broker next starts; edge puts it back at its next start"
+    )]
+    Stuck {
+        /// What went wrong first.
+        error: FileError,
+        /// What went wrong then.
+        again: String,
+    },
+    /// The broker took the change over, but the drop-in could not be completed.
+    #[error("{error}; {restored}")]
+    Unfinished {
+        /// What went wrong.
+        error: FileError,
+        /// What became of the settings of before.
+        restored: Restored,
+    },
     /// The broker's process is not known.
     #[error("the broker's process is not known: {0}")]
     NoProcess(PidError),
@@ -109,8 +127,10 @@ impl ApplyError {
     pub fn is_restored(&self) -> bool {
         match self {
             Self::Control { restored, .. }
+            | Self::Unfinished { restored, .. }
             | Self::NotReady { restored, .. }
             | Self::NotEffective { restored, .. } => *restored == Restored::Yes,
+            Self::Stuck { .. } => false,
             _ => true,
         }
     }
@@ -118,6 +138,7 @@ impl ApplyError {
     /// The error with what became of the settings of before.
     pub(super) fn with_restored(mut self, outcome: Restored) -> Self {
         if let Self::Control { restored, .. }
+        | Self::Unfinished { restored, .. }
         | Self::NotReady { restored, .. }
         | Self::NotEffective { restored, .. } = &mut self
         {

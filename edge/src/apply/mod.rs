@@ -177,7 +177,9 @@ impl Applier {
             self.guard_database(from, wanted, before, site)?;
         }
         let interim = interim(from, wanted, site);
-        let intent = Intent { from, to: wanted, interim, how, before, back: false };
+        let to = wanted;
+        let interim_back = self::interim(interim.or(to), from, site);
+        let intent = Intent { from, to, interim, interim_back, how, before, back: false };
         self.remember(|state| {
             state.wanted = wanted;
             state.intent = Some(intent);
@@ -189,7 +191,7 @@ impl Applier {
                 self.finish(&intent, ready);
                 Ok(Applied { how, ready, took: started.elapsed() })
             }
-            Err(failure) => Err(self.undo(&intent, site, failure)),
+            Err(failure) => Err(self.undo(&intent, failure)),
         }
     }
 
@@ -284,20 +286,24 @@ impl Applier {
     }
 
     /// Takes a failed change back and completes the error with how that went.
-    fn undo(&mut self, intent: &Intent, site: &SiteValues, failure: Failure) -> ApplyError {
+    fn undo(&mut self, intent: &Intent, failure: Failure) -> ApplyError {
         let error = match failure {
             Failure::Write(error) => {
                 // Nobody was asked to read it: putting the old file back is all there is to do.
-                let restored = self.put(intent.from);
-                if restored.is_ok() || self.is_in_place(intent.from) {
+                let again = self.put(intent.from).err();
+                if self.is_in_place(intent.from) {
                     self.forget_intent(intent.from);
+                    return ApplyError::File(error);
                 }
-                return ApplyError::File(error);
+                let again = again.map_or_else(|| "it can't be read".into(), |e| e.to_string());
+                return ApplyError::Stuck { error, again };
             }
-            Failure::AfterBroker(error) => ApplyError::File(error),
+            Failure::AfterBroker(error) => {
+                ApplyError::Unfinished { error, restored: Restored::NotYet }
+            }
             Failure::Broker(error) => error,
         };
-        let restored = match self.take_back(intent, site) {
+        let restored = match self.take_back(intent) {
             Ok(ready) => {
                 tracing::warn!(pid = ready.process.pid, %error, "The previous settings are back.");
                 Restored::Yes
@@ -308,19 +314,18 @@ impl Applier {
     }
 
     /// Puts the drop-in of before back and makes the broker take it over; restarts where nothing else helps.
-    fn take_back(&mut self, intent: &Intent, site: &SiteValues) -> Result<Ready, ApplyError> {
+    fn take_back(&mut self, intent: &Intent) -> Result<Ready, ApplyError> {
         let running = self.broker.process().unwrap_or(intent.before);
-        let back = Intent {
-            interim: interim(intent.interim.or(intent.to), intent.from, site),
-            before: running,
-            back: true,
-            ..*intent
-        };
+        let back = Intent { before: running, back: true, ..*intent };
         // Where even this can't be stored, the intent on disk still leads to the same end.
         let _ = self.remember(|state| state.intent = Some(back));
-        self.put(back.interim.or(back.from))?;
+        let target = back.interim_back.or(back.from);
+        self.put(target).or_else(|error| {
+            // Only the last sync failed: whoever reads the file now finds the old settings.
+            if self.is_in_place(target) { Ok(()) } else { Err(error) }
+        })?;
         let ready = self.ask_back(intent, running)?;
-        if back.interim.is_some() {
+        if back.interim_back.is_some() {
             self.put(back.from)?;
         }
         let settings = intent.from.unwrap_or_default();
@@ -504,3 +509,8 @@ fn sha256(bytes: &[u8]) -> Digest {
 pub(crate) fn unix_s() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
+
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod world;

@@ -3,8 +3,7 @@
 //! The intent says what was going on, the drop-in's hash how far it got, the broker's process
 //! whether it was restarted since.
 
-use brokertuner_core::Settings;
-use brokertuner_core::settings::SiteValues;
+use brokertuner_core::{Knob, Settings};
 
 use super::{Applier, ApplyError, digest, read_back, sha256};
 use crate::fs;
@@ -42,7 +41,7 @@ impl Applier {
     /// # Errors
     /// [`ApplyError`]; the drop-in is then the last known good one and the intent is kept, so that
     /// the next start tries again.
-    pub fn recover(&mut self, site: &SiteValues) -> Result<Recovery, ApplyError> {
+    pub fn recover(&mut self) -> Result<Recovery, ApplyError> {
         // A crash while writing leaves this; the broker does not load it.
         let aside = fs::aside(&self.paths.drop_in);
         self.files.remove(&aside).map_err(fs::at("remove", &aside))?;
@@ -52,12 +51,13 @@ impl Applier {
                 self.remember(|state| state.intent = None)?;
                 Ok(Recovery::EditedByHand)
             }
+            (Found::From, false) if self.may_run_with_new(&intent) => self.give_back(intent),
             (Found::From, false) => {
                 self.forget_intent(intent.from);
                 Ok(Recovery::NothingDone)
             }
-            (Found::To, false) => self.resume(intent, site),
-            (_, true) => self.resume_back(intent, site),
+            (Found::To, false) => self.resume(intent),
+            (_, true) => self.resume_back(intent),
         }
     }
 
@@ -65,10 +65,11 @@ impl Applier {
         let path = &self.paths.drop_in;
         let bytes = self.files.read(path).map_err(fs::at("read", path))?;
         let now = bytes.as_deref().map(sha256);
-        let interim = intent.interim.is_some().then(|| digest(intent.interim));
+        let between = [intent.interim, intent.interim_back].into_iter().flatten();
+        let is_between = between.map(|settings| digest(Some(settings))).any(|it| it == now);
         Ok(if now == digest(intent.from) {
             Found::From
-        } else if now == digest(intent.to) || Some(now) == interim {
+        } else if now == digest(intent.to) || is_between {
             Found::To
         } else {
             Found::Foreign
@@ -76,7 +77,7 @@ impl Applier {
     }
 
     /// The new drop-in is in place; whether the broker was asked is not known.
-    fn resume(&mut self, intent: Intent, site: &SiteValues) -> Result<Recovery, ApplyError> {
+    fn resume(&mut self, intent: Intent) -> Result<Recovery, ApplyError> {
         if intent.how == How::Reload {
             // Asking twice does no harm.
             let before = ready::wait(&*self.broker, None, self.ready_timeout);
@@ -87,7 +88,7 @@ impl Applier {
                     self.finish(&intent, ready);
                     Ok(Recovery::Finished(intent.to))
                 }
-                Err(_) => self.give_back(intent, site),
+                Err(_) => self.give_back(intent),
             };
         }
         match ready::wait(&*self.broker, None, self.ready_timeout) {
@@ -104,12 +105,12 @@ impl Applier {
                 self.finish(&intent, ready);
                 Ok(Recovery::Finished(intent.to))
             }
-            _ => self.give_back(intent, site),
+            _ => self.give_back(intent),
         }
     }
 
     /// The change had failed and was being taken back.
-    fn resume_back(&mut self, intent: Intent, site: &SiteValues) -> Result<Recovery, ApplyError> {
+    fn resume_back(&mut self, intent: Intent) -> Result<Recovery, ApplyError> {
         let ready = ready::look(&*self.broker, None);
         if intent.how == How::Restart
             && let Ok(ready) = ready
@@ -121,11 +122,27 @@ impl Applier {
                 return Ok(Recovery::TakenBack(intent.from));
             }
         }
-        self.give_back(intent, site)
+        self.give_back(intent)
     }
 
-    fn give_back(&mut self, intent: Intent, site: &SiteValues) -> Result<Recovery, ApplyError> {
-        self.take_back(&intent, site)?;
+    /// The old drop-in is in place; it may have been put back while the broker had the new one.
+    fn may_run_with_new(&self, intent: &Intent) -> bool {
+        let Ok(ready) = ready::look(&*self.broker, None) else { return false };
+        if intent.how == How::Reload {
+            // It can't be seen, but one more reload does no harm.
+            return true;
+        }
+        let window = |settings: Option<Settings>| {
+            settings.unwrap_or_default().get(Knob::InflightMessagesMax).value()
+        };
+        let shown = ready.connack.receive_maximum.map(u64::from);
+        ready.process != intent.before
+            && shown == window(intent.to)
+            && window(intent.to) != window(intent.from)
+    }
+
+    fn give_back(&mut self, intent: Intent) -> Result<Recovery, ApplyError> {
+        self.take_back(&intent)?;
         Ok(Recovery::TakenBack(intent.from))
     }
 }
