@@ -3,6 +3,7 @@ pub mod apply;
 pub mod command;
 pub mod connack;
 pub mod control;
+pub mod elsewhere;
 pub mod fs;
 pub mod pid;
 pub mod ready;
