@@ -1,1 +1,4 @@
-fn main() {}
+//! tmp
+fn main() {
+    print!("{}", brokertuner_edge::config::Config::default_file());
+}
