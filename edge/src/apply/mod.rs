@@ -93,6 +93,13 @@ impl Applier {
         self
     }
 
+    /// The same with another limit for readiness.
+    #[must_use]
+    pub fn with_ready_timeout(mut self, ready_timeout: Duration) -> Self {
+        self.ready_timeout = ready_timeout;
+        self
+    }
+
     /// The agent's memory.
     #[must_use]
     pub fn state(&self) -> &State {
@@ -407,6 +414,7 @@ impl Applier {
             (true, _, Some(database)) => Ok(self.broker.save(before, database)?),
             (false, true, None) => Err(ApplyError::NoDatabase),
             (false, true, Some(database)) => self.move_aside(database),
+            // Stopping saves too; that it will succeed can't be seen without knowing the file.
             (true, _, None) | (false, false, _) => Ok(()),
         }
     }

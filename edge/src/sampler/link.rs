@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio::time;
 
 use super::probe::PAYLOAD_BYTES;
-use super::{SamplerOptions, Shared, lock};
+use super::{SYS_TOPICS_MAX, SamplerOptions, Shared, lock};
 
 const SYS_FILTER: &str = "$SYS/#";
 /// Larger than any `$SYS` value; the broker is told, and sends nothing larger.
@@ -162,7 +162,14 @@ fn take(shared: &mut Shared, publish: &Publish, probe_topic: &str) {
         return;
     }
     let Ok(topic) = std::str::from_utf8(&publish.topic) else { return };
-    shared.is_flowing |= topic.starts_with("$SYS/");
+    if topic.starts_with("$SYS/") {
+        shared.is_flowing = true;
+        if let Some(at) = shared.sys_topics.get_mut(topic) {
+            *at = now;
+        } else if shared.sys_topics.len() < SYS_TOPICS_MAX {
+            shared.sys_topics.insert(topic.to_owned(), now);
+        }
+    }
     // A retained uptime is no pulse: the update that it belongs to is up to a period old, and rates
     // from it to the next one would be too high. The other retained values fill what stays unchanged.
     if publish.retain && topic == "$SYS/broker/uptime" {

@@ -7,6 +7,7 @@ mod link;
 mod probe;
 mod process;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -44,6 +45,11 @@ pub struct SamplerOptions {
     /// The clock that stamps every update.
     pub clock: Clock,
 }
+
+/// Mosquitto 2.0.11 forgets an unchanged `$SYS` value after this time.
+const SYS_EXPIRY: Duration = Duration::from_secs(60);
+/// Topics of `$SYS` that are remembered; there are 53 to 56.
+const SYS_TOPICS_MAX: usize = 256;
 
 /// What becomes of `$SYS`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,6 +91,8 @@ struct Shared {
     subscribed: Option<(Instant, bool, bool)>,
     /// Anything of `$SYS` came on this connection.
     is_flowing: bool,
+    /// When each topic of `$SYS` was last published on this connection.
+    sys_topics: BTreeMap<String, Instant>,
     /// Payloads that were not what their topic promises, since the start.
     malformed: u64,
     probes: Probes,
@@ -97,6 +105,7 @@ impl Shared {
         self.own = OwnTraffic::default();
         self.subscribed = None;
         self.is_flowing = false;
+        self.sys_topics.clear();
         self.probes.clear();
         self.link = Link::Lost(reason);
     }
@@ -131,6 +140,7 @@ impl Sampler {
             link: Link::Connecting,
             subscribed: None,
             is_flowing: false,
+            sys_topics: BTreeMap::new(),
             malformed: 0,
             probes: Probes::default(),
         }));
@@ -179,6 +189,15 @@ impl Sampler {
     #[must_use]
     pub fn version(&self) -> Option<Version> {
         lock(&self.shared).tree.version()
+    }
+
+    /// How many retained messages are `$SYS`'s own: before 2.0.16 a value expires after 60 s.
+    #[must_use]
+    pub fn sys_retained(&self) -> u64 {
+        let (shared, now) = (lock(&self.shared), (self.clock)());
+        let expires = shared.tree.version().is_none_or(|version| version < Version(2, 0, 16));
+        let is_there = |&&at: &&Instant| !expires || now.saturating_duration_since(at) < SYS_EXPIRY;
+        shared.sys_topics.values().filter(is_there).count() as u64
     }
 
     /// Payloads under `$SYS` that were not numbers, since the start.
