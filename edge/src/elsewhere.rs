@@ -2,7 +2,7 @@
 //! what the administrator set.
 //!
 //! Mosquitto takes the last value that it parses. Drop-ins are parsed where the main file's
-//! `include_dir` stands, in an order of their own ([`order`]), and lines after `include_dir` beat them all.
+//! `include_dir` stands, in an order of their own, and lines after `include_dir` beat them all.
 
 use std::cmp::Ordering;
 use std::fmt;

@@ -71,6 +71,15 @@ impl Lock {
     }
 }
 
+impl Lock {
+    /// Whether an agent is at work in this state directory.
+    #[must_use]
+    pub fn is_taken(dir: &Path) -> bool {
+        let file = File::open(dir.join("lock"));
+        file.is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
+    }
+}
+
 /// One broker's agent.
 pub struct Agent {
     site: Site,

@@ -4,7 +4,7 @@ use std::fmt;
 
 use brokertuner_core::controller::{Decision, Health, HoldReason, Inputs, Outcome};
 use brokertuner_core::features::View;
-use brokertuner_core::knobs::Apply;
+use brokertuner_core::knobs::{Apply, Scale};
 use brokertuner_core::sample::{Metrics, Sample, Sys};
 use brokertuner_core::{Envelope, Instant, Knob, Setting, Settings};
 
@@ -40,12 +40,14 @@ impl Plan {
     /// One line per option that changes, as in `max_inflight_messages 20 -> 1000`.
     #[must_use]
     pub fn diff(&self) -> Vec<String> {
-        let shown = |setting: Setting| match setting.value() {
-            Some(value) => value.to_string(),
-            None => "(no line)".to_owned(),
+        let shown = |knob: Knob, setting: Setting| match (setting.value(), knob.spec().scale) {
+            (None, _) => "(no line)".to_owned(),
+            (Some(value), Scale::Switch) => (value != 0).to_string(),
+            (Some(value), Scale::Log2) => value.to_string(),
         };
         let line = |knob: Knob| {
-            format!("{knob} {} -> {}", shown(self.from.get(knob)), shown(self.to.get(knob)))
+            let (from, to) = (self.from.get(knob), self.to.get(knob));
+            format!("{knob} {} -> {}", shown(knob, from), shown(knob, to))
         };
         self.from.differing(&self.to).iter().map(line).collect()
     }
@@ -114,10 +116,17 @@ impl Agent {
             }
             return tick(self, Verdict::HandsOff(said));
         }
-        if let Some(missing) = self.blindness() {
-            return tick(self, Verdict::Blind(missing));
+        let missing = self.blindness();
+        if let Some(missing) = &missing
+            && (health.is_serving || !self.is_unverified)
+        {
+            return tick(self, Verdict::Blind(missing.clone()));
         }
-        let wanted = self.ask_policy(&sample);
+        // A broker that does not answer after a change is judged without its figures.
+        let wanted = match missing {
+            Some(_) => *self.controller.written(),
+            None => self.ask_policy(&sample),
+        };
         let inputs = Inputs {
             wanted,
             health,

@@ -39,13 +39,13 @@ impl fmt::Display for Restored {
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
     /// Someone else changed our file.
-    #[error("{}: edited by hand since edge wrote it, so edge leaves it alone; to have it tuned again, delete the file and reload the broker", path.display())]
+    #[error("{}: edited by hand since edge wrote it, so edge leaves it alone; to have it tuned again, stop edge, delete this file and edge.state in the state directory, reload the broker, start edge", path.display())]
     EditedByHand {
         /// The drop-in.
         path: PathBuf,
     },
     /// Someone removed our file.
-    #[error("{}: removed by hand since edge wrote it, so edge leaves it alone; to have it tuned again, delete edge.state in the state directory", path.display())]
+    #[error("{}: removed by hand since edge wrote it, so edge leaves it alone; to have it tuned again, stop edge, delete edge.state in the state directory, start edge", path.display())]
     Removed {
         /// The drop-in.
         path: PathBuf,

@@ -2,9 +2,8 @@
 
 use std::process::ExitCode;
 
-use brokertuner_edge::agent::StatusFile;
+use brokertuner_edge::agent::{Lock, StatusFile};
 use brokertuner_edge::config::Config;
-use brokertuner_edge::pid;
 
 use super::{NO, print, print_result};
 
@@ -21,9 +20,7 @@ pub(super) fn status(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::from(NO));
     };
     print_result(&report, json)?;
-    let is_running =
-        i32::try_from(report.agent_pid).is_ok_and(|pid| matches!(pid::alive(pid), Ok(Some(_))));
-    if is_running {
+    if Lock::is_taken(&config.agent.state_dir) {
         return Ok(ExitCode::SUCCESS);
     }
     eprintln!("edge: the agent is not running; this is what it said last");
