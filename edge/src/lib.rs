@@ -1,6 +1,7 @@
 //! The agent beside the broker: samples, infers, applies, verifies, rolls back. Training drives the same code in-process.
 pub mod agent;
 pub mod apply;
+pub mod clock;
 pub mod command;
 pub mod config;
 pub mod connack;

@@ -8,9 +8,10 @@ use std::time::Duration as StdDuration;
 use brokertuner_core::controller::Rules;
 use brokertuner_core::features::{Schema, Targets};
 use brokertuner_core::knobs::Tuned;
-use brokertuner_core::{Duration, Envelope, Instant, Knob, KnobSet};
+use brokertuner_core::{Duration, Envelope, Knob, KnobSet};
 
 use crate::apply::Paths;
+use crate::clock;
 use crate::config::{Config, QuietHours, Tune, bounds};
 use crate::connack::Credentials;
 use crate::control::{LiveBroker, Method, MethodName};
@@ -186,7 +187,7 @@ impl Site {
             client_id: format!("{}-sampler", self.broker.client_id),
             credentials: self.broker.credentials.clone(),
             probe_interval: self.probe_interval,
-            clock: Instant::now,
+            clock: clock::now,
         }
     }
 }

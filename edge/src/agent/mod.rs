@@ -11,13 +11,14 @@ use std::path::{Path, PathBuf};
 
 use brokertuner_core::controller::Controller;
 use brokertuner_core::sample::{Meter, Metrics};
-use brokertuner_core::{Duration, Instant, Settings};
+use brokertuner_core::{Duration, Settings};
 
 pub use drive::{StatusFile, drive};
 pub use report::{BrokerReport, OptionReport, Report, VerdictReport};
 pub use tick::{Mode, Plan, Tick, Verdict};
 
 use crate::apply::{Applier, ApplyError, Recovery, unix_s};
+use crate::clock;
 use crate::fs::{self, FileError, RealFiles};
 use crate::pid::ProcessId;
 use crate::policy::Policy;
@@ -98,6 +99,15 @@ pub struct Agent {
     _lock: Option<Lock>,
 }
 
+impl std::fmt::Debug for Agent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Agent")
+            .field("site", &self.site)
+            .field("controller", &self.controller)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Agent {
     /// Takes a broker over: locks the state directory, ends what a crash cut short, starts to sample.
     ///
@@ -142,7 +152,7 @@ impl Agent {
         let mut agent = Self::with_parts(site, sampler, applier, policy);
         if let Some(damage) = damage {
             tracing::error!(%damage, "The agent's memory is lost; it holds for a while.");
-            agent.controller.recall(Instant::now(), &[], 1);
+            agent.controller.recall(clock::now(), &[], 1);
         }
         Ok(agent)
     }
@@ -191,7 +201,7 @@ impl Agent {
         let effective = state.effective.map_or(written, |effective| effective.settings);
         let mut controller = Controller::new(self.site.rules, self.site.envelope.site, written);
         controller.found(written, effective);
-        controller.recall(Instant::now(), &ages, failures);
+        controller.recall(clock::now(), &ages, failures);
         self.controller = controller;
     }
 

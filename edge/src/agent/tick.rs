@@ -10,6 +10,7 @@ use brokertuner_core::{Envelope, Instant, Knob, Setting, Settings};
 
 use super::Agent;
 use crate::apply::{Applied, ApplyError, unix_s};
+use crate::clock;
 use crate::ready;
 use crate::sampler::Link;
 use crate::state::How;
@@ -267,7 +268,7 @@ impl Agent {
             Ok(_) => Outcome::Done,
             Err(_) => Outcome::Restored,
         };
-        self.controller.applied(Instant::now(), decision, outcome, health);
+        self.controller.applied(clock::now(), decision, outcome, health);
         self.is_unverified = applied.is_ok() && matches!(decision, Decision::Change { .. });
         self.note_failures();
         match applied {

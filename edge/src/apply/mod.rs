@@ -5,6 +5,7 @@
 //! after the rename puts the previous drop-in back and asks the broker again. `recover` ends what a
 //! crash cut short.
 
+mod database;
 mod error;
 mod recover;
 
@@ -61,6 +62,15 @@ pub struct Applier {
     state: State,
     ready_timeout: Duration,
     settle: Duration,
+}
+
+impl std::fmt::Debug for Applier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Applier")
+            .field("paths", &self.paths)
+            .field("state", &self.state)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Applier {
@@ -396,40 +406,6 @@ impl Applier {
     fn not_begun(&mut self, error: FileError) -> ApplyError {
         self.state.intent = None;
         ApplyError::File(error)
-    }
-
-    /// Sees to it that a restart loses or resurrects no stored state.
-    fn guard_database(
-        &self,
-        from: Option<Settings>,
-        to: Option<Settings>,
-        before: ProcessId,
-        site: &SiteValues,
-    ) -> Result<(), ApplyError> {
-        let on = |settings: Option<Settings>| {
-            settings.unwrap_or_default().effective(Knob::Persistence, site) != 0
-        };
-        let database = self.paths.database.as_deref();
-        match (on(from), on(to), database) {
-            (true, _, Some(database)) => Ok(self.broker.save(before, database)?),
-            (false, true, None) => Err(ApplyError::NoDatabase),
-            (false, true, Some(database)) => self.move_aside(database),
-            // Stopping saves too; that it will succeed can't be seen without knowing the file.
-            (true, _, None) | (false, false, _) => Ok(()),
-        }
-    }
-
-    /// Keeps a database that the broker is not to read, under another name.
-    fn move_aside(&self, database: &Path) -> Result<(), ApplyError> {
-        if !self.files.exists(database).map_err(fs::at("look at", database))? {
-            return Ok(());
-        }
-        let mut kept = database.as_os_str().to_os_string();
-        kept.push(format!(".before-brokertuner-{}", unix_s()));
-        let kept = PathBuf::from(kept);
-        self.files.rename(database, &kept).map_err(fs::at("move aside", database))?;
-        tracing::warn!(kept = %kept.display(), "Persistence is switched on: the database of before was moved aside.");
-        Ok(())
     }
 }
 
