@@ -15,7 +15,7 @@ impl Applier {
         &self,
         from: Option<Settings>,
         to: Option<Settings>,
-        before: ProcessId,
+        running: Option<ProcessId>,
         site: &SiteValues,
     ) -> Result<(), ApplyError> {
         let on = |settings: Option<Settings>| {
@@ -23,7 +23,10 @@ impl Applier {
         };
         let database = self.paths.database.as_deref();
         match (on(from), on(to), database) {
-            (true, _, Some(database)) => Ok(self.broker.save(before, database)?),
+            (true, _, Some(database)) => match running {
+                Some(running) => Ok(self.broker.save(running, database)?),
+                None => Ok(()),
+            },
             (false, true, None) => Err(ApplyError::NoDatabase),
             (false, true, Some(database)) => self.move_aside(database),
             // Stopping saves too; that it will succeed can't be seen without knowing the file.

@@ -189,10 +189,17 @@ impl Applier {
     ) -> Result<Applied, ApplyError> {
         let started = Instant::now();
         let from = self.written()?;
-        let before = self.broker.process().map_err(ApplyError::NoProcess)?;
+        let running = self.broker.process();
         if how == How::Restart {
-            self.guard_database(from, wanted, before, site)?;
+            self.guard_database(from, wanted, running.as_ref().ok().copied(), site)?;
         }
+        // A broker that is down can be restarted, though not reloaded.
+        let last = self.state.effective.map(|effective| effective.process);
+        let before = match (running, last) {
+            (Ok(process), _) => process,
+            (Err(_), Some(last)) if how == How::Restart => last,
+            (Err(error), _) => return Err(ApplyError::NoProcess(error)),
+        };
         let interim = interim(from, wanted, site);
         let to = wanted;
         let interim_back = self::interim(interim.or(to), from, site);
@@ -261,6 +268,7 @@ impl Applier {
                 self.broker.reload(before)?;
                 None
             }
+            How::Restart if self.broker.process().is_err() => return self.ask_restart(before),
             How::Restart => {
                 self.broker.restart()?;
                 Some(before)
