@@ -7,7 +7,7 @@ use std::time::Duration as StdDuration;
 
 use brokertuner_core::controller::Rules;
 use brokertuner_core::features::{Schema, Targets};
-use brokertuner_core::knobs::Tuned;
+use brokertuner_core::knobs::{Apply, Tuned};
 use brokertuner_core::{Duration, Envelope, Knob, KnobSet};
 
 use crate::apply::Paths;
@@ -139,13 +139,14 @@ impl Site {
         };
         let database = some_path(&config.broker.database).or_else(|| elsewhere.database.clone());
         let tune = Knob::ALL.map(|knob| (knob, config.rules_of(knob).tune)).to_vec();
+        let broker = live_broker(config, environment, address)?;
         let decide = &config.decide;
         Ok(Self {
-            broker: live_broker(config, environment, address)?,
             paths: Paths { drop_in, state_dir: config.agent.state_dir.clone(), database },
             ready_timeout: StdDuration::from_secs(config.control.ready_timeout_s.into()),
             main_conf,
-            envelope: envelope(config, &elsewhere, &tune),
+            envelope: envelope(config, &elsewhere, &tune, &broker),
+            broker,
             elsewhere,
             rules: rules(config),
             targets: Targets {
@@ -173,7 +174,7 @@ impl Site {
     pub fn look_again(&mut self) -> Result<(), SiteError> {
         if let Some(main) = &self.main_conf {
             self.elsewhere = look_around(main, &self.paths.drop_in)?;
-            self.envelope.opted_in = opted_in(&self.elsewhere, &self.tune);
+            self.envelope.opted_in = opted_in(&self.elsewhere, &self.tune, &self.broker);
         }
         Ok(())
     }
@@ -283,9 +284,16 @@ fn secret(key: &'static str, path: &Path) -> Result<String, SiteError> {
     if line.is_empty() { Err(wrong("its first line is empty")) } else { Ok(line.to_owned()) }
 }
 
-fn opted_in(elsewhere: &Elsewhere, tune: &[(Knob, Tune)]) -> KnobSet {
+/// The options that may be written: as the operator said, not where another file has the last word,
+/// and only where there is a way to make them effective.
+fn opted_in(elsewhere: &Elsewhere, tune: &[(Knob, Tune)], broker: &LiveBroker) -> KnobSet {
     let (set_by_site, overridden) = (elsewhere.set_by_site(), elsewhere.overridden());
+    let has_way = |knob: Knob| match knob.spec().apply {
+        Apply::Reload => broker.reload != Method::None,
+        Apply::Restart => broker.restart != Method::None,
+    };
     tune.iter()
+        .filter(|(knob, _)| has_way(*knob))
         .filter(|(knob, tune)| match tune {
             Tune::Auto => knob.spec().tuned == Tuned::ByDefault && !set_by_site.contains(*knob),
             Tune::Yes => !overridden.contains(*knob),
@@ -294,7 +302,12 @@ fn opted_in(elsewhere: &Elsewhere, tune: &[(Knob, Tune)]) -> KnobSet {
         .fold(KnobSet::EMPTY, |set, (knob, _)| set.with(*knob))
 }
 
-fn envelope(config: &Config, elsewhere: &Elsewhere, tune: &[(Knob, Tune)]) -> Envelope {
+fn envelope(
+    config: &Config,
+    elsewhere: &Elsewhere,
+    tune: &[(Knob, Tune)],
+    broker: &LiveBroker,
+) -> Envelope {
     let mut site = elsewhere.site_values();
     for knob in Knob::ALL {
         if let Some(value) = config.rules_of(knob).site {
@@ -302,7 +315,7 @@ fn envelope(config: &Config, elsewhere: &Elsewhere, tune: &[(Knob, Tune)]) -> En
         }
     }
     Envelope {
-        opted_in: opted_in(elsewhere, tune),
+        opted_in: opted_in(elsewhere, tune, broker),
         bounds: Knob::ALL.map(|knob| bounds(knob, &config.rules_of(knob))),
         site,
         ..Envelope::default()
@@ -353,6 +366,19 @@ mod tests {
         assert_eq!(site.envelope.bounds[Knob::QueuedMessagesMax as usize].min(), 200);
         assert_eq!(site.envelope.site.get(Knob::QueuedBytesMax), 70_000);
         assert_eq!(site.envelope.site.get(Knob::MemoryLimit), 5);
+    }
+
+    #[test]
+    fn what_has_no_way_to_take_effect_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config(
+            dir.path(),
+            "include_dir DIR/conf.d\n",
+            "[control]\nrestart = \"none\"\nreload = \"signal\"\n",
+        );
+        let site = Site::look(&config, &Environment::default()).unwrap();
+        let tuned: Vec<_> = site.envelope.opted_in.iter().collect();
+        assert_eq!(tuned, [Knob::AutosaveInterval]);
     }
 
     #[test]

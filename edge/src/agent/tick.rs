@@ -63,7 +63,7 @@ impl fmt::Display for Plan {
 /// What a tick came to.
 #[derive(Debug)]
 pub enum Verdict {
-    /// Too little is known to decide, and what is missing.
+    /// No decision, and what stands in its way: no broker, no `$SYS`, another file.
     Blind(String),
     /// The drop-in is someone else's.
     HandsOff(String),

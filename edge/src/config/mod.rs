@@ -59,9 +59,9 @@ sections! {
 
     /// How the broker is made to reload and restart.
     Control {
-        /// systemd, signal (SIGHUP), command or none.
+        /// systemd, signal (SIGHUP), command or none; with none, options that need it are left alone.
         reload: MethodName = MethodName::Systemd,
-        /// systemd, command or none.
+        /// systemd, command or none; with none, options that need it are left alone.
         restart: MethodName = MethodName::Systemd,
         /// The unit for systemd.
         unit: String = "mosquitto.service".into(),
