@@ -7,10 +7,14 @@ mod status;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::str::FromStr;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use brokertuner_edge::config::Config;
 use brokertuner_edge::policy::ModelPolicy;
@@ -84,15 +88,15 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
 /// Reads the configuration and starts to log as it says.
 fn load(path: &std::path::Path) -> anyhow::Result<Config> {
     let config = Config::load(path)?;
-    let filter = EnvFilter::try_from_default_env()
-        .or_else(|_| EnvFilter::try_new(&config.agent.log_level))
-        .context("agent.log_level")?;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    // Not the filter that most use: its regular expressions are a sixth of a small binary.
+    let wish = std::env::var("RUST_LOG").ok().and_then(|text| Targets::from_str(&text).ok());
+    let configured = || Targets::from_str(&config.agent.log_level).context("agent.log_level");
+    let filter = wish.map_or_else(configured, Ok)?;
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .with_target(false)
-        .init();
+        .with_target(false);
+    tracing_subscriber::registry().with(lines.with_filter(filter)).init();
     Ok(config)
 }
 
