@@ -22,6 +22,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(30);
 const CONNECT_TIMEOUT_S: u64 = 5;
 /// Requests that wait for the connection: two subscriptions and two probes, and room.
 const REQUESTS_MAX: usize = 16;
+/// Probes of QoS 1 that may be unacknowledged.
+const INFLIGHT_MAX: u16 = 16;
 const BACK_OFF_FIRST: Duration = Duration::from_millis(100);
 const BACK_OFF_MAX: Duration = Duration::from_secs(30);
 /// A connection that held this long starts the back-off anew.
@@ -96,6 +98,8 @@ fn mqtt_options(options: &SamplerOptions) -> MqttOptions {
     mqtt.set_keep_alive(KEEP_ALIVE)
         .set_clean_start(true)
         .set_max_packet_size(Some(PACKET_BYTES_MAX))
+        // The client keeps a slot for each: 14 MB for the default of 65535.
+        .set_outgoing_inflight_upper_limit(INFLIGHT_MAX)
         .set_connection_timeout(CONNECT_TIMEOUT_S);
     let mut network = NetworkOptions::new();
     network.set_tcp_nodelay(true);
@@ -187,23 +191,22 @@ async fn send_probes(
     topic: &str,
     interval: Duration,
 ) {
-    let mut ticks = time::interval(interval);
+    // Half an interval apart: sent together, the second answer would wait for Nagle's algorithm.
+    let mut ticks = time::interval(interval / 2);
     ticks.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
-    loop {
+    for (number, qos) in [(0, QoS::AtMostOnce), (1, QoS::AtLeastOnce)].into_iter().cycle() {
         ticks.tick().await;
-        for (number, qos) in [(0, QoS::AtMostOnce), (1, QoS::AtLeastOnce)] {
-            let payload = {
-                let mut shared = lock(shared);
-                if !matches!(shared.subscribed, Some((_, _, true))) {
-                    continue;
-                }
-                shared.own.publish_sent = shared.own.publish_sent.saturating_add(1);
-                let now = (shared.clock)();
-                shared.probes.send(number, now)
-            };
-            // A full queue is a stalled connection: the probe stays out and shows as overdue.
-            let _ = client.try_publish(topic, qos, false, payload);
-        }
+        let payload = {
+            let mut shared = lock(shared);
+            if !matches!(shared.subscribed, Some((_, _, true))) {
+                continue;
+            }
+            shared.own.publish_sent = shared.own.publish_sent.saturating_add(1);
+            let now = (shared.clock)();
+            shared.probes.send(number, now)
+        };
+        // A full queue is a stalled connection: the probe stays out and shows as overdue.
+        let _ = client.try_publish(topic, qos, false, payload);
     }
 }
 

@@ -92,6 +92,9 @@ fn what_is_missing_is_named_with_a_remedy_and_exit_2() {
     fs::write(&model, "no model").unwrap();
     let (code, _, err) = on(&config, &["once"]);
     assert!(code == 2 && err.contains("model.btm: "), "{code}: {err}");
+    assert_eq!(err.lines().count(), 1, "one message: {err}");
+    let (_, cause) = err.trim().rsplit_once("model.btm: ").unwrap();
+    assert_eq!(err.matches(cause).count(), 1, "said once: {err}");
     assert!(!broker.drop_in().exists());
 
     fs::remove_dir(broker.path("conf.d")).unwrap();
