@@ -5,6 +5,7 @@
 //! after the rename puts the previous drop-in back and asks the broker again. `recover` ends what a
 //! crash cut short.
 
+mod compare;
 mod database;
 mod error;
 mod recover;
@@ -15,13 +16,13 @@ use std::time::{Duration, Instant, SystemTime};
 
 use brokertuner_core::knobs::Apply;
 use brokertuner_core::settings::SiteValues;
-use brokertuner_core::{Knob, Setting, Settings, render};
+use brokertuner_core::{Settings, render};
 use sha2::{Digest as _, Sha256};
 
+use compare::{interim, read_back, shown};
 pub use error::{ApplyError, Restored};
 pub use recover::Recovery;
 
-use crate::connack::Connack;
 use crate::control::Broker;
 use crate::fs::{self, FileError, Files, MODE_CONF};
 use crate::pid::ProcessId;
@@ -202,7 +203,7 @@ impl Applier {
         };
         let interim = interim(from, wanted, site);
         let to = wanted;
-        let interim_back = self::interim(interim.or(to), from, site);
+        let interim_back = compare::interim(interim.or(to), from, site);
         let intent = Intent { from, to, interim, interim_back, how, before, back: false };
         self.remember(|state| {
             state.wanted = wanted;
@@ -432,55 +433,6 @@ impl State {
         self.written = written;
         self.written_sha256 = digest(written);
     }
-}
-
-/// The drop-in between `from` and `to`: the site's values for reloadable options that are given up.
-fn interim(from: Option<Settings>, to: Option<Settings>, site: &SiteValues) -> Option<Settings> {
-    let (from, target) = (from?, to.unwrap_or_default());
-    let mut interim = target;
-    for knob in from.written().iter().filter(|knob| knob.spec().apply == Apply::Reload) {
-        if target.get(knob) == Setting::Unwritten {
-            // A site's value that the table does not permit is left to the main file.
-            let _ = interim.set(knob, site.get(knob));
-        }
-    }
-    (interim != target).then_some(interim)
-}
-
-/// `settings` with what CONNACK shows of a written value: in force, whatever was asked of the broker.
-fn shown(settings: Settings, written: Settings, connack: &Connack) -> Settings {
-    let shown = [
-        (Knob::InflightMessagesMax, connack.receive_maximum.map(u64::from)),
-        (Knob::PacketSizeMax, connack.packet_bytes_max.map(u64::from)),
-    ];
-    let mut settings = settings;
-    for (knob, value) in shown {
-        if connack.accepted() && value.is_some() && value == written.get(knob).value() {
-            settings = settings.with(knob, written.get(knob));
-        }
-    }
-    settings
-}
-
-/// After a restart, what CONNACK shows must be what was written.
-fn read_back(intent: &Intent, connack: &Connack) -> Result<(), ApplyError> {
-    if intent.how != How::Restart || !connack.accepted() {
-        return Ok(());
-    }
-    let to = intent.to.unwrap_or_default();
-    let shown = [
-        (Knob::InflightMessagesMax, connack.receive_maximum.map_or(0, u64::from)),
-        (Knob::PacketSizeMax, connack.packet_bytes_max.map_or(0, u64::from)),
-    ];
-    for (knob, found) in shown {
-        if let Some(wanted) = to.get(knob).value()
-            && wanted != found
-        {
-            let restored = Restored::NotYet;
-            return Err(ApplyError::NotEffective { knob, wanted, found, restored });
-        }
-    }
-    Ok(())
 }
 
 /// The settings of a drop-in that is word for word what this agent writes.

@@ -5,7 +5,8 @@
 
 use brokertuner_core::{Knob, Settings};
 
-use super::{Applier, ApplyError, digest, read_back, sha256};
+use super::compare::read_back;
+use super::{Applier, ApplyError, digest, sha256};
 use crate::fs;
 use crate::ready;
 use crate::state::{How, Intent};
