@@ -281,7 +281,7 @@ fn an_unreadable_drop_in_keeps_the_old_values() {
         assert!(client.receive_until_ping().is_empty(), "{version}: the old limit stays");
         fs::remove_dir(&other).unwrap();
         if !nix::unistd::geteuid().is_root() {
-            fs::set_permissions(broker.dropin_path(), fs::Permissions::from_mode(0)).unwrap();
+            fs::set_permissions(broker.dropin_path(), fs::Permissions::from_mode(0o000)).unwrap();
             assert!(matches!(broker.restart(), Err(BrokerError::Exited { .. })), "{version}");
         }
     }
