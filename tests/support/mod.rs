@@ -1,5 +1,6 @@
 //! What the tests share: brokers by version, a raw MQTT client, waiting with a deadline.
 
+pub(crate) mod edge;
 pub(crate) mod mqtt;
 
 use std::fmt::Display;
