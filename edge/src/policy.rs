@@ -37,7 +37,7 @@ pub enum PolicyError {
         path: PathBuf,
     },
     /// Its content.
-    #[error("model.path: {}: {source}", path.display())]
+    #[error("model.path: {}: {source}; `host export` makes another one", path.display())]
     Model {
         /// The file.
         path: PathBuf,

@@ -236,7 +236,9 @@ fn explain(options: &SamplerOptions, error: &ConnectionError) -> String {
             )
         }
         ConnectionError::Timeout(_) => {
-            format!("{address} did not answer within {CONNECT_TIMEOUT_S} s")
+            format!(
+                "{address} did not answer within {CONNECT_TIMEOUT_S} s: look at the broker there, or correct broker.host and broker.port"
+            )
         }
         ConnectionError::MqttState(StateError::ServerDisconnect { reason_code, .. }) => {
             format!("the broker at {address} ended the connection: {reason_code:?}")
