@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use brokertuner_core::knobs::Scale;
 use brokertuner_core::settings::SiteValues;
 use brokertuner_core::{Knob, KnobSet};
+use nix::errno::Errno;
 
 use crate::fs::{self as seam, FileError, Files, RealFiles};
 
@@ -135,7 +136,7 @@ pub fn look(main: &Path, drop_in: &Path) -> Result<Elsewhere, FileError> {
 
 fn read(path: &Path) -> Result<String, FileError> {
     let bytes = RealFiles.read(path).map_err(seam::at("read", path))?;
-    let absent = || seam::at("read", path)(io::ErrorKind::NotFound.into());
+    let absent = || seam::at("read", path)(Errno::ENOENT.into());
     Ok(String::from_utf8_lossy(&bytes.ok_or_else(absent)?).into_owned())
 }
 

@@ -108,7 +108,7 @@ impl Files for RealFiles {
 
 /// A file operation that failed, and on what.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {what} {}: {source}; {}", path.display(), remedy(source))]
+#[error("cannot {what} {}: {source}; {}", path.display(), remedy(what, source))]
 pub struct FileError {
     /// What was being done, as a verb.
     pub what: &'static str,
@@ -118,8 +118,11 @@ pub struct FileError {
     pub source: io::Error,
 }
 
-fn remedy(source: &io::Error) -> &'static str {
+fn remedy(what: &str, source: &io::Error) -> &'static str {
+    let is_read = matches!(what, "read" | "list");
     match source.kind() {
+        io::ErrorKind::PermissionDenied if is_read => "run edge as a user who may read it",
+        io::ErrorKind::NotFound if what == "read" => "correct the path in the configuration",
         io::ErrorKind::PermissionDenied => {
             "run edge as a user who may write there, or point the configuration elsewhere"
         }

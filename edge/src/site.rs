@@ -9,6 +9,7 @@ use brokertuner_core::controller::Rules;
 use brokertuner_core::features::{Schema, Targets};
 use brokertuner_core::knobs::{Apply, Tuned};
 use brokertuner_core::{Duration, Envelope, Knob, KnobSet};
+use nix::errno::Errno;
 
 use crate::apply::Paths;
 use crate::clock;
@@ -274,8 +275,7 @@ fn live_broker(
 
 /// The first line of a secret's file.
 fn secret(key: &'static str, path: &Path) -> Result<String, SiteError> {
-    let bytes =
-        RealFiles.read(path).and_then(|found| found.ok_or(std::io::ErrorKind::NotFound.into()));
+    let bytes = RealFiles.read(path).and_then(|found| found.ok_or(Errno::ENOENT.into()));
     let bytes = bytes.map_err(fs::at("read", path));
     let bytes = bytes.map_err(|source| SiteError::File { key, source })?;
     let wrong = |what| SiteError::Secret { key, path: path.into(), what };
