@@ -4,6 +4,7 @@
 //! it.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is the test's failure")]
 
+mod bad_input;
 mod kill;
 mod lifecycle;
 mod semantics;
