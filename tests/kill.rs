@@ -16,6 +16,7 @@ use brokertuner_core::knobs::Apply;
 use brokertuner_core::{KNOBS, Knob, Setting, Settings, render};
 use brokertuner_edge::apply::Applier;
 use brokertuner_edge::config::Config;
+use brokertuner_edge::control::{Broker as _, ControlError};
 use brokertuner_edge::fs::RealFiles;
 use brokertuner_edge::pid;
 use brokertuner_edge::ready;
@@ -440,4 +441,22 @@ fn killed_at_random_moments_the_newer_broker_starts_with_a_whole_file() {
 #[test]
 fn killed_at_random_moments_the_older_broker_starts_with_a_whole_file() {
     kill_in_rounds("2.0.11", 2_000, 2, 20);
+}
+
+#[test]
+fn a_save_is_not_waited_for_longer_than_the_broker_lives() {
+    let lane = Lane::new("2.0.21", true);
+    let broker = &lane.site.broker;
+    let process = broker.process().unwrap();
+    let pid = Pid::from_raw(process.pid);
+    // It takes the request and does nothing about it.
+    kill(pid, Signal::SIGSTOP).unwrap();
+    let database = lane.site.paths.database.as_deref().unwrap();
+    let saved = thread::scope(|scope| {
+        let saving = scope.spawn(|| broker.save(process, database));
+        thread::sleep(Duration::from_millis(100));
+        kill(pid, Signal::SIGKILL).unwrap();
+        saving.join().unwrap()
+    });
+    assert!(matches!(saved, Err(ControlError::Gone { .. })), "{saved:?}");
 }

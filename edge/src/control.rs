@@ -154,11 +154,17 @@ impl LiveBroker {
 
 /// Signals the broker, and never a stranger that was given its old pid.
 fn signal(process: ProcessId, signal: Signal) -> Result<(), ControlError> {
+    check_alive(process)?;
     let pid = process.pid;
-    if !matches!(pid::alive(pid), Ok(Some(now)) if now == process) {
-        return Err(ControlError::Gone { pid });
-    }
     kill(Pid::from_raw(pid), signal).map_err(|errno| ControlError::Signal { pid, errno })
+}
+
+fn check_alive(process: ProcessId) -> Result<(), ControlError> {
+    let pid = process.pid;
+    match pid::alive(pid) {
+        Ok(Some(now)) if now == process => Ok(()),
+        _ => Err(ControlError::Gone { pid }),
+    }
 }
 
 fn modified(path: &Path) -> Option<SystemTime> {
@@ -213,6 +219,8 @@ impl Broker for LiveBroker {
                 let timeout_s = self.command_timeout.as_secs();
                 return Err(ControlError::NotSaved { path: database.to_path_buf(), timeout_s });
             }
+            // A broker that died has nothing left to save.
+            check_alive(process)?;
             thread::sleep(SAVE_POLL);
         }
         Ok(())
