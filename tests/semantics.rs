@@ -1,6 +1,7 @@
 //! The broker's behaviour that the design rests on, on every version that we name.
 //!
-//! A test that fails here on a new version says which assumption of `core` and `edge` no longer holds.
+//! A test that fails here on a new version says which assumption of `core` and `edge` no longer
+//! holds.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -281,7 +282,7 @@ fn an_unreadable_drop_in_keeps_the_old_values() {
         assert!(client.receive_until_ping().is_empty(), "{version}: the old limit stays");
         fs::remove_dir(&other).unwrap();
         if !nix::unistd::geteuid().is_root() {
-            fs::set_permissions(broker.dropin_path(), fs::Permissions::from_mode(0)).unwrap();
+            fs::set_permissions(broker.dropin_path(), fs::Permissions::from_mode(0o000)).unwrap();
             assert!(matches!(broker.restart(), Err(BrokerError::Exited { .. })), "{version}");
         }
     }

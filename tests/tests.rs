@@ -4,7 +4,12 @@
 //! it.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is the test's failure")]
 
+mod bad_input;
+mod demo;
+mod kill;
+mod learning;
 mod lifecycle;
+mod scores;
 mod semantics;
 mod support;
 mod tidy;

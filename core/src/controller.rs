@@ -83,7 +83,8 @@ pub struct Inputs {
     pub wanted: Settings,
     /// How the broker does now.
     pub health: Health,
-    /// Whether a restart would lose offline sessions, queued or retained messages; unknown is true.
+    /// Whether a restart would lose offline sessions, queued or retained messages; unknown is
+    /// true.
     pub state_at_risk: bool,
     /// Whether the site forbids restarts now.
     pub quiet_hours: bool,
@@ -134,8 +135,8 @@ impl fmt::Display for HoldReason {
             }
             HoldReason::NotWorthIt => "the expected gain is not worth a restart",
             HoldReason::BackingOff => "waiting after a failed change",
-            HoldReason::Failed => "too many failed changes; `edge resume` starts again",
-            HoldReason::Paused => "paused; `edge resume` starts again",
+            HoldReason::Failed => "too many failed changes: watching only",
+            HoldReason::Paused => "paused",
         })
     }
 }
@@ -286,6 +287,7 @@ impl Controller {
         if self.is_paused {
             return Decision::Hold(HoldReason::Paused);
         }
+        self.observe_wanted(now, &inputs.wanted);
         if let Some(decision) = self.verify(now, inputs) {
             return decision;
         }
@@ -298,8 +300,8 @@ impl Controller {
         if self.wait_until.is_some_and(|until| now < until) {
             return Decision::Hold(HoldReason::BackingOff);
         }
-        self.observe_wanted(now, &inputs.wanted);
-        if let Some(settings) = self.reload_part(&inputs.wanted) {
+        let reload = self.reload_part(&inputs.wanted).filter(|_| self.watch.is_none());
+        if let Some(settings) = reload {
             return Decision::Change { settings, apply: Apply::Reload };
         }
         match self.restart_part(now, inputs) {
@@ -318,12 +320,17 @@ impl Controller {
         if apply == Apply::Restart {
             self.note_restart(now);
         }
-        self.candidate = None;
+        if apply == Apply::Restart || outcome == Outcome::Restored {
+            self.candidate = None;
+        }
         if outcome == Outcome::Restored {
             self.fail(now);
             return;
         }
-        let last_good = self.written;
+        // A restart may follow a reload that has not stood its verification yet: what was good
+        // before the first of them is what to fall back to.
+        let (last_good, health) =
+            self.watch.map_or((self.written, health), |watch| (watch.last_good, watch.before));
         self.written = settings;
         self.effective = match apply {
             Apply::Restart => settings,
@@ -390,12 +397,14 @@ impl Controller {
         self.rules.back_off * (1 << doublings)
     }
 
-    /// Watches the last change; `None` once there is nothing to watch.
+    /// Watches the last change; `None` where it leaves room for a next one. A reload disconnects
+    /// nobody, so it does not keep a restart waiting, and is judged together with it.
     fn verify(&mut self, now: Instant, inputs: &Inputs) -> Option<Decision> {
         let watch = self.watch?;
         let elapsed = now.saturating_duration_since(watch.since);
         if elapsed < self.rules.verify_window {
-            return Some(Decision::Hold(HoldReason::Verifying));
+            let is_settled = watch.apply == Apply::Reload && inputs.health.is_serving;
+            return (!is_settled).then_some(Decision::Hold(HoldReason::Verifying));
         }
         self.watch = None;
         let Some(reason) = self.worse(&watch, &inputs.health) else {

@@ -39,7 +39,8 @@ fn controller() -> Controller {
     Controller::new(Rules::default(), SiteValues::default(), Settings::UNWRITTEN)
 }
 
-/// Steps every 5 s from `from` until something is done, at most an hour; carries it out as `outcome`.
+/// Steps every 5 s from `from` until something is done, at most an hour; carries it out as
+/// `outcome`.
 fn until_done(
     controller: &mut Controller,
     from: u64,
@@ -104,6 +105,42 @@ fn reloadable_options_go_at_once_and_leave_the_rest_alone() {
     assert_eq!(settings, with(&[(Knob::AutosaveInterval, 300)]));
     controller.applied(at(0), &decision, Outcome::Done, healthy());
     assert!(controller.dormant().is_empty(), "nothing restart-only was left in the file");
+}
+
+/// The dwell of the restart goes on while the effect of a reload is watched, and a bad restart
+/// falls back to what was good before both.
+#[test]
+fn a_reload_does_not_keep_a_restart_waiting() {
+    let mut controller = controller();
+    let mut both = window(1000);
+    both.set(Knob::AutosaveInterval, 300).unwrap();
+    let reload = controller.step(at(0), &wants(both));
+    assert!(matches!(reload, Decision::Change { apply: Apply::Reload, .. }), "{reload:?}");
+    controller.applied(at(0), &reload, Outcome::Done, healthy());
+    assert_eq!(controller.step(at(5), &wants(both)), Decision::Hold(HoldReason::Settling));
+    let restart = controller.step(at(60), &wants(both));
+    assert_eq!(restart, Decision::Change { settings: both, apply: Apply::Restart });
+
+    let mut early = Controller::new(
+        Rules { dwell: Duration::from_secs(10), ..Rules::default() },
+        SiteValues::default(),
+        Settings::UNWRITTEN,
+    );
+    early.step(at(0), &wants(both));
+    early.applied(at(0), &reload, Outcome::Done, healthy());
+    let restart = early.step(at(10), &wants(both));
+    assert!(matches!(restart, Decision::Change { apply: Apply::Restart, .. }), "{restart:?}");
+    early.applied(at(10), &restart, Outcome::Done, healthy());
+    let sick = Inputs { health: Health { clients: Some(0.0), ..healthy() }, ..wants(both) };
+    let back = early.step(at(40), &sick);
+    assert_eq!(
+        back,
+        Decision::RollBack {
+            settings: Settings::UNWRITTEN,
+            apply: Apply::Restart,
+            reason: RollBackReason::ClientsLost
+        }
+    );
 }
 
 #[test]

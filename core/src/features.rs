@@ -1,4 +1,5 @@
-//! Metrics to the actor's input: one function makes the state vector in training and on the gateway.
+//! Metrics to the actor's input: one function makes the state vector in training and on the
+//! gateway.
 
 use crate::fingerprint::Fnv;
 use crate::knobs::{KNOB_COUNT, Knob};

@@ -7,8 +7,7 @@ use crate::settings::{Setting, Settings};
 use core::fmt::{self, Write as _};
 
 /// First line of every drop-in.
-pub const HEADER: &str =
-    "# Written by BrokerTuner. Edit it and the agent lets go of it until `edge resume`.";
+pub const HEADER: &str = "# Written by BrokerTuner. Edit it and the agent lets go of it.";
 
 /// Longest text: the header and eleven lines of the longest key and value (asserted in the tests).
 pub const CONF_BYTES_MAX: usize = 512;
@@ -180,7 +179,7 @@ mod tests {
         }
         assert_eq!(
             render(&settings).as_str(),
-            "# Written by BrokerTuner. Edit it and the agent lets go of it until `edge resume`.\n\
+            "# Written by BrokerTuner. Edit it and the agent lets go of it.\n\
              max_inflight_messages 1000\n\
              max_queued_messages 2000\n\
              max_queued_bytes 0\n\

@@ -2,6 +2,16 @@
 #![forbid(unsafe_code)]
 
 pub mod broker;
+pub mod cli;
+pub mod ddpg;
+pub mod demo;
+pub mod env;
+pub mod evaluate;
+pub mod export;
 pub mod knob_table;
+pub mod load;
 pub mod logs;
 pub mod reward;
+pub mod scenario;
+pub mod train;
+pub mod trial;

@@ -73,7 +73,8 @@ pub struct ActionRow {
     pub episode: u64,
     /// Its scenario.
     pub scenario: String,
-    /// What was done: `none`, `reload`, `restart`, `refused`, `lost` (the broker died) or `load-restarted`.
+    /// What was done: `none`, `reload`, `restart`, `refused`, `lost` (the broker died) or
+    /// `load-restarted`.
     pub applied: &'static str,
     /// Milliseconds until the broker was ready; 0 where nothing was done.
     pub ready_ms: u64,

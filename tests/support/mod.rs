@@ -1,9 +1,11 @@
 //! What the tests share: brokers by version, a raw MQTT client, waiting with a deadline.
 
+pub(crate) mod edge;
 pub(crate) mod mqtt;
 
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -43,6 +45,47 @@ pub(crate) fn mosquitto(version: &str) -> Mosquitto {
 fn system_mosquitto() -> Option<Mosquitto> {
     static FOUND: OnceLock<Option<Mosquitto>> = OnceLock::new();
     FOUND.get_or_init(|| Mosquitto::find(None).ok()).clone()
+}
+
+/// The program of that name, built as these tests were: cargo builds only a package's own programs
+/// for its tests.
+///
+/// # Panics
+/// Where it does not build.
+pub(crate) fn build_program(name: &str) -> PathBuf {
+    // target/PROFILE/deps/tests-HASH
+    let own = std::env::current_exe().expect("a program knows where it lies");
+    let profile = own.ancestors().nth(2).expect("the tests lie in cargo's target folder");
+    let mut build = Command::new(env!("CARGO"));
+    build.args(["build", "--quiet", "--package", &format!("brokertuner-{name}"), "--bin", name]);
+    build.arg("--target-dir").arg(profile.parent().expect("a target folder"));
+    if profile.ends_with("release") {
+        build.arg("--release");
+    }
+    let built = build.current_dir(repository()).status().expect("cargo runs");
+    assert!(built.success(), "{name} does not build");
+    profile.join(name)
+}
+
+/// Runs `host` with a broker of a version and `--json`, and gives its exit status and document.
+///
+/// # Panics
+/// Where it ends with status 2 or prints something else.
+pub(crate) fn host_json(version: &str, args: &[&str]) -> (i32, serde_json::Value) {
+    static PROGRAMS: OnceLock<PathBuf> = OnceLock::new();
+    let host = PROGRAMS.get_or_init(|| {
+        // host looks for edge beside itself.
+        build_program("edge");
+        build_program("host")
+    });
+    let mut command = Command::new(host);
+    command.args(args).arg("--json").arg("--mosquitto").arg(mosquitto(version).path());
+    let output = command.output().expect("host runs");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let status = output.status.code().expect("host ends by itself");
+    assert!(status < 2, "host {args:?} ended with {status}:\n{stderr}");
+    let document = serde_json::from_slice(&output.stdout);
+    (status, document.unwrap_or_else(|error| panic!("host {args:?}: {error}\n{stderr}")))
 }
 
 /// A running broker of a version with a drop-in.

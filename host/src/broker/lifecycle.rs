@@ -224,7 +224,10 @@ impl Lifecycle {
     fn wait_ready(&self) -> Result<(), BrokerError> {
         let deadline = Instant::now() + READY_WAIT;
         loop {
-            if let Some(status) = self.reap() {
+            // Whichever thread reaped it: `reap` tells only one of them.
+            if !self.is_alive()
+                && let Some(status) = self.exit_status()
+            {
                 return Err(BrokerError::Exited { status, log: self.files.said() });
             }
             if probe::answers(self.addr) && self.is_alive() {

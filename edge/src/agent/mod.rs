@@ -1,0 +1,240 @@
+//! The loop of three calls: sample, decide (core's controller), apply.
+//!
+//! [`Agent::tick`] is one decision; the gateway calls it from its timer, a trainer from its own
+//! loop.
+
+mod drive;
+mod report;
+mod tick;
+
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+
+use brokertuner_core::controller::Controller;
+use brokertuner_core::sample::{Meter, Metrics};
+use brokertuner_core::{Duration, Settings};
+
+pub use drive::{StatusFile, drive};
+pub use report::{BrokerReport, OptionReport, Report, VerdictReport};
+pub use tick::{Mode, Plan, Tick, Verdict};
+
+use crate::apply::{Applier, ApplyError, Recovery, unix_s};
+use crate::clock;
+use crate::fs::{self, FileError, RealFiles};
+use crate::pid::ProcessId;
+use crate::policy::Policy;
+use crate::sampler::Sampler;
+use crate::site::Site;
+use crate::state::StateError;
+
+/// Why the agent can't start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Its directory can't be used.
+    #[error("agent.state_dir: {0}")]
+    StateDir(#[from] FileError),
+    /// Another agent works there.
+    #[error("agent.state_dir: {}: another edge is at work on this broker; stop it first", path.display())]
+    Busy {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Its memory.
+    #[error("agent.state_dir: {0}")]
+    State(#[from] StateError),
+    /// A change that a crash cut short could be neither finished nor taken back.
+    #[error("a change that was cut short could not be ended: {0}")]
+    Recovery(#[from] ApplyError),
+    /// No thread for the sampler.
+    #[error("cannot start the sampler: {0}")]
+    Sampler(std::io::Error),
+}
+
+/// Keeps a second agent from the same state directory for as long as it lives.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+impl Lock {
+    /// Makes the directory where it is missing, and locks it.
+    ///
+    /// # Errors
+    /// [`StartError::StateDir`] and [`StartError::Busy`].
+    pub fn take(dir: &Path) -> Result<Self, StartError> {
+        std::fs::create_dir_all(dir).map_err(fs::at("make", dir))?;
+        let path = dir.join("lock");
+        let file = File::create(&path).map_err(fs::at("create", &path))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Self { _file: file }),
+            Err(TryLockError::WouldBlock) => Err(StartError::Busy { path: dir.into() }),
+            Err(TryLockError::Error(error)) => Err(fs::at("lock", &path)(error).into()),
+        }
+    }
+}
+
+impl Lock {
+    /// Whether an agent is at work in this state directory.
+    #[must_use]
+    pub fn is_taken(dir: &Path) -> bool {
+        let file = File::open(dir.join("lock"));
+        file.is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
+    }
+}
+
+/// One broker's agent.
+pub struct Agent {
+    site: Site,
+    sampler: Sampler,
+    applier: Applier,
+    controller: Controller,
+    meter: Meter,
+    metrics: Metrics,
+    policy: Box<dyn Policy>,
+    wanted: Option<Settings>,
+    process: Option<ProcessId>,
+    /// A change stands that has not yet passed its verify window.
+    is_unverified: bool,
+    /// Someone else's hand is on the drop-in, and how that was said.
+    hands_off: Option<String>,
+    _lock: Option<Lock>,
+}
+
+impl std::fmt::Debug for Agent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Agent")
+            .field("site", &self.site)
+            .field("controller", &self.controller)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Agent {
+    /// Takes a broker over: locks the state directory, ends what a crash cut short, starts to
+    /// sample.
+    ///
+    /// # Errors
+    /// [`StartError`]. A broker that is not there yet is no error.
+    pub fn start(site: Site, policy: Box<dyn Policy>) -> Result<Self, StartError> {
+        let lock = Lock::take(&site.paths.state_dir)?;
+        let mut agent = Self::watch(site, policy)?;
+        agent._lock = Some(lock);
+        match agent.applier.recover()? {
+            Recovery::Clean => {}
+            Recovery::NothingDone => {
+                tracing::warn!("A change was cut short before it began; nothing was changed.");
+            }
+            Recovery::Finished(settings) => {
+                tracing::warn!(?settings, "A change was cut short; it was brought to its end.");
+            }
+            Recovery::TakenBack(settings) => {
+                tracing::warn!(
+                    ?settings,
+                    "A change was cut short; the settings of before are back."
+                );
+            }
+            Recovery::EditedByHand => {
+                tracing::warn!(drop_in = %agent.applier.drop_in().display(), "A change was cut short, and someone edited the drop-in since.");
+            }
+        }
+        agent.recall();
+        Ok(agent)
+    }
+
+    /// As [`Agent::start`], but changes nothing: for looking only.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub fn watch(site: Site, policy: Box<dyn Policy>) -> Result<Self, StartError> {
+        let (files, broker) = (Box::new(RealFiles), Box::new(site.broker.clone()));
+        let (applier, damage) = Applier::open(files, broker, site.paths.clone())?;
+        let applier = applier.with_ready_timeout(site.ready_timeout);
+        let sampler = Sampler::start(site.sampler_options(), site.broker.finder.clone());
+        let sampler = sampler.map_err(StartError::Sampler)?;
+        let mut agent = Self::with_parts(site, sampler, applier, policy);
+        if let Some(damage) = damage {
+            tracing::error!(%damage, "The agent's memory is lost; it holds for a while.");
+            agent.controller.recall(clock::now(), &[], 1);
+        }
+        Ok(agent)
+    }
+
+    /// An agent of parts that the caller made: for trainers and tests. Takes no lock, recovers
+    /// nothing.
+    #[must_use]
+    pub fn with_parts(
+        site: Site,
+        sampler: Sampler,
+        applier: Applier,
+        policy: Box<dyn Policy>,
+    ) -> Self {
+        let written = applier.written().ok().flatten().unwrap_or_default();
+        let controller = Controller::new(site.rules, site.envelope.site, written);
+        let is_unverified = applier.state().good != applier.state().written;
+        let mut agent = Self {
+            site,
+            sampler,
+            applier,
+            controller,
+            meter: Meter::default(),
+            metrics: Metrics::default(),
+            policy,
+            wanted: None,
+            process: None,
+            is_unverified,
+            hands_off: None,
+            _lock: None,
+        };
+        agent.recall();
+        agent
+    }
+
+    /// Hands the controller what the memory holds.
+    fn recall(&mut self) {
+        let state = self.applier.state();
+        let now_s = unix_s();
+        let ages: Vec<Duration> = state
+            .restarts_unix_s
+            .iter()
+            // A clock that was set back must not make restarts vanish: they count as just made.
+            .map(|&at| Duration::from_secs(now_s.saturating_sub(at)))
+            .collect();
+        let failures = u8::try_from(state.failures).unwrap_or(u8::MAX);
+        let written = self.applier.written().ok().flatten().unwrap_or_default();
+        let effective = state.effective.map_or(written, |effective| effective.settings);
+        let mut controller = Controller::new(self.site.rules, self.site.envelope.site, written);
+        controller.found(written, effective);
+        controller.recall(clock::now(), &ages, failures);
+        self.controller = controller;
+    }
+
+    /// What the agent knows of its surroundings.
+    #[must_use]
+    pub fn site(&self) -> &Site {
+        &self.site
+    }
+
+    /// The sampler.
+    #[must_use]
+    pub fn sampler(&self) -> &Sampler {
+        &self.sampler
+    }
+
+    /// The applier.
+    #[must_use]
+    pub fn applier(&self) -> &Applier {
+        &self.applier
+    }
+
+    /// The controller.
+    #[must_use]
+    pub fn controller(&self) -> &Controller {
+        &self.controller
+    }
+
+    /// The metrics of the last tick.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+}

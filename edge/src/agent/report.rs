@@ -1,0 +1,187 @@
+//! What the agent tells: one documented, versioned object for `status.json`, `--json` and people.
+
+use std::fmt;
+
+use brokertuner_core::sample::Metrics;
+use brokertuner_core::{Knob, Settings};
+use serde::{Deserialize, Serialize};
+
+use super::{Agent, Tick, Verdict};
+use crate::apply::unix_s;
+
+/// Version of [`Report`]'s shape.
+const REPORT_VERSION: u32 = 1;
+
+/// Everything worth telling after a tick.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// Version of this object's shape.
+    pub report_version: u32,
+    /// Unix time of the tick.
+    pub at_unix_s: u64,
+    /// The agent's process.
+    pub agent_pid: u32,
+    /// The broker.
+    pub broker: BrokerReport,
+    /// What came of the last tick.
+    pub verdict: VerdictReport,
+    /// Every option, in table order.
+    pub options: Vec<OptionReport>,
+    /// Changes in a row that had to be taken back.
+    pub failures: u8,
+    /// Restarts within the last hour.
+    pub restarts_in_hour: usize,
+    /// Lines of other files about our options.
+    pub elsewhere: Vec<String>,
+    /// What was measured.
+    pub metrics: Metrics,
+}
+
+/// The broker in a [`Report`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BrokerReport {
+    /// Where it listens.
+    pub address: String,
+    /// Its process; `null` where that is not known.
+    pub pid: Option<i32>,
+    /// Its version; `null` before it was published.
+    pub version: Option<String>,
+    /// The state of the agent's connection, in words.
+    pub link: String,
+}
+
+/// A [`Verdict`] in words.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerdictReport {
+    /// `blind`, `hands_off`, `hold`, `planned`, `changed` or `failed`.
+    pub kind: String,
+    /// The reason, or what a change answers.
+    pub why: String,
+    /// Options that change, one line each.
+    pub diff: Vec<String>,
+    /// `reload` or `restart`, for a change.
+    pub how: Option<String>,
+}
+
+/// One option in a [`Report`]; values in the broker's own terms, `null` for no line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OptionReport {
+    /// Its name in mosquitto.conf.
+    pub option: String,
+    /// In the drop-in.
+    pub written: Option<u64>,
+    /// In force in the running broker, as far as the drop-in goes.
+    pub effective: Option<u64>,
+    /// Wanted by the policy.
+    pub wanted: Option<u64>,
+    /// What holds without a line.
+    pub site: u64,
+    /// The agent may write it.
+    pub tuned: bool,
+    /// Written, but waiting for a restart.
+    pub dormant: bool,
+}
+
+impl Report {
+    /// The report of a tick.
+    #[must_use]
+    pub fn of(agent: &Agent, tick: &Tick) -> Self {
+        let controller = agent.controller();
+        Self {
+            report_version: REPORT_VERSION,
+            at_unix_s: unix_s(),
+            agent_pid: std::process::id(),
+            broker: BrokerReport {
+                address: agent.site.broker.address.to_string(),
+                pid: agent.process.map(|process| process.pid),
+                version: agent.sampler.version().map(|version| version.to_string()),
+                link: agent.sampler.link().to_string(),
+            },
+            verdict: VerdictReport::of(&tick.verdict),
+            options: Knob::ALL.map(|knob| option(agent, tick.wanted.as_ref(), knob)).to_vec(),
+            failures: controller.failures(),
+            restarts_in_hour: controller.restarts_in_hour(tick.at),
+            elsewhere: agent.site.elsewhere.lines.iter().map(ToString::to_string).collect(),
+            metrics: tick.metrics,
+        }
+    }
+}
+
+fn option(agent: &Agent, wanted: Option<&Settings>, knob: Knob) -> OptionReport {
+    let controller = agent.controller();
+    OptionReport {
+        option: knob.to_string(),
+        written: controller.written().get(knob).value(),
+        effective: controller.effective().get(knob).value(),
+        wanted: wanted.and_then(|wanted| wanted.get(knob).value()),
+        site: agent.site.envelope.site.get(knob),
+        tuned: agent.site.envelope.opted_in.contains(knob),
+        dormant: controller.dormant().contains(knob),
+    }
+}
+
+impl VerdictReport {
+    fn of(verdict: &Verdict) -> Self {
+        let plain =
+            |kind: &str, why: String| Self { kind: kind.into(), why, diff: Vec::new(), how: None };
+        let (kind, plan, why) = match verdict {
+            Verdict::Blind(why) => return plain("blind", why.clone()),
+            Verdict::HandsOff(why) => return plain("hands_off", why.clone()),
+            Verdict::Hold(reason) => return plain("hold", reason.to_string()),
+            Verdict::Planned(plan) => ("planned", plan, plan.why.clone()),
+            Verdict::Changed(plan, _) => ("changed", plan, plan.why.clone()),
+            Verdict::Failed(plan, error) => ("failed", plan, error.to_string()),
+        };
+        Self { kind: kind.into(), why, diff: plan.diff(), how: Some(plan.how.to_string()) }
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let broker = &self.broker;
+        let version = broker.version.as_deref().unwrap_or("of unknown version");
+        write!(f, "broker    {version} at {}", broker.address)?;
+        match broker.pid {
+            Some(pid) => writeln!(f, ", process {pid}, {}", broker.link)?,
+            None => writeln!(f, ", {}", broker.link)?,
+        }
+        writeln!(f, "decision  {}: {}", self.verdict.kind, self.verdict.why)?;
+        for line in &self.verdict.diff {
+            writeln!(f, "          {line}")?;
+        }
+        if let Some(how) = &self.verdict.how {
+            writeln!(f, "          by {how}")?;
+        }
+        writeln!(
+            f,
+            "history   {} restarts in the last hour, {} failures in a row",
+            self.restarts_in_hour, self.failures
+        )?;
+        for line in &self.elsewhere {
+            writeln!(f, "elsewhere {line}")?;
+        }
+        writeln!(
+            f,
+            "{:<24} {:>11} {:>11} {:>11} {:>11}",
+            "option", "site", "written", "effective", "wanted"
+        )?;
+        let shown = |value: Option<u64>| value.map_or("-".to_owned(), |value| value.to_string());
+        for option in &self.options {
+            let note = match (option.dormant, option.tuned) {
+                (true, _) => "  dormant until a restart",
+                (false, false) => "  held",
+                (false, true) => "",
+            };
+            writeln!(
+                f,
+                "{:<24} {:>11} {:>11} {:>11} {:>11}{note}",
+                option.option,
+                option.site,
+                shown(option.written),
+                shown(option.effective),
+                shown(option.wanted),
+            )?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,327 @@
+//! One decision, from the sample to the verified change.
+
+use std::fmt;
+
+use brokertuner_core::controller::{Decision, Health, HoldReason, Inputs, Outcome};
+use brokertuner_core::features::View;
+use brokertuner_core::knobs::{Apply, Scale};
+use brokertuner_core::sample::{Metrics, Sample, Sys};
+use brokertuner_core::{Envelope, Instant, Knob, Setting, Settings};
+
+use super::Agent;
+use crate::apply::{Applied, ApplyError, unix_s};
+use crate::clock;
+use crate::ready;
+use crate::sampler::Link;
+use crate::state::How;
+
+/// Whether a decision is carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// It is.
+    Act,
+    /// It is only told.
+    Look,
+}
+
+/// A change: what, how and why.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// The drop-in before.
+    pub from: Settings,
+    /// The drop-in after.
+    pub to: Settings,
+    /// How it is made effective.
+    pub how: How,
+    /// Why.
+    pub why: String,
+}
+
+impl Plan {
+    /// One line per option that changes, as in `max_inflight_messages 20 -> 1000`.
+    #[must_use]
+    pub fn diff(&self) -> Vec<String> {
+        let shown = |knob: Knob, setting: Setting| match (setting.value(), knob.spec().scale) {
+            (None, _) => "(no line)".to_owned(),
+            (Some(value), Scale::Switch) => (value != 0).to_string(),
+            (Some(value), Scale::Log2) => value.to_string(),
+        };
+        let line = |knob: Knob| {
+            let (from, to) = (self.from.get(knob), self.to.get(knob));
+            format!("{knob} {} -> {}", shown(knob, from), shown(knob, to))
+        };
+        self.from.differing(&self.to).iter().map(line).collect()
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} by {} ({})", self.diff().join(", "), self.how, self.why)
+    }
+}
+
+/// What a tick came to.
+#[derive(Debug)]
+pub enum Verdict {
+    /// No decision, and what stands in its way: no broker, no `$SYS`, another file.
+    Blind(String),
+    /// The drop-in is someone else's.
+    HandsOff(String),
+    /// No change, and why.
+    Hold(HoldReason),
+    /// This would be changed ([`Mode::Look`]).
+    Planned(Plan),
+    /// This was changed.
+    Changed(Plan, Applied),
+    /// This was tried and did not go through.
+    Failed(Plan, ApplyError),
+}
+
+/// One decision and what it rests on.
+#[derive(Debug)]
+pub struct Tick {
+    /// When.
+    pub at: Instant,
+    /// What was measured.
+    pub metrics: Metrics,
+    /// How the broker does.
+    pub health: Health,
+    /// What the policy wants; `None` where it was not asked.
+    pub wanted: Option<Settings>,
+    /// What came of it.
+    pub verdict: Verdict,
+}
+
+impl Agent {
+    /// Samples, decides and, in [`Mode::Act`], applies. Call once per decision interval.
+    ///
+    /// Takes some milliseconds, and for a change at most what [`crate::apply::Applier::apply`]
+    /// takes.
+    pub fn tick(&mut self, mode: Mode) -> Tick {
+        let sample = self.sampler.sample();
+        self.metrics = self.meter.measure(&sample);
+        self.notice_process(mode);
+        let health = self.health();
+        let tick = |agent: &Self, verdict| Tick {
+            at: sample.at,
+            metrics: agent.metrics,
+            health,
+            wanted: agent.wanted,
+            verdict,
+        };
+        if let Err(error) = self.applier.check_ours() {
+            self.controller.pause();
+            let said = error.to_string();
+            if self.hands_off.as_ref() != Some(&said) {
+                tracing::warn!(reason = %said, "Hands off.");
+                self.hands_off = Some(said.clone());
+            }
+            return tick(self, Verdict::HandsOff(said));
+        }
+        let missing = self.blindness();
+        if let Some(missing) = &missing
+            && (health.is_serving || !self.is_unverified)
+        {
+            return tick(self, Verdict::Blind(missing.clone()));
+        }
+        // A broker that does not answer after a change is judged without its figures.
+        let wanted = match missing {
+            Some(_) => *self.controller.written(),
+            None => self.ask_policy(&sample),
+        };
+        let inputs = Inputs {
+            wanted,
+            health,
+            state_at_risk: self.is_state_at_risk(&sample),
+            quiet_hours: self.site.quiet_hours.iter().any(|hours| hours.contains(unix_s())),
+            gain: None,
+        };
+        let decision = self.controller.step(sample.at, &inputs);
+        let verdict = match self.plan(&decision) {
+            Err(reason) => {
+                self.settle(reason);
+                Verdict::Hold(reason)
+            }
+            Ok(plan) if mode == Mode::Look => Verdict::Planned(plan),
+            Ok(plan) => self.carry_out(plan, &decision, health),
+        };
+        tick(self, verdict)
+    }
+
+    /// A new process has taken over whatever was written.
+    fn notice_process(&mut self, mode: Mode) {
+        let Ok(process) = self.sampler.find_process() else { return };
+        if self.process == Some(process) {
+            return;
+        }
+        let Ok(ready) = ready::look(self.applier.broker(), None) else { return };
+        let known = self.applier.state().effective.map(|effective| effective.process);
+        self.process = Some(ready.process);
+        if known.is_some_and(|known| known != ready.process) {
+            tracing::info!(pid = ready.process.pid, "The broker was restarted by someone else.");
+            self.controller.broker_restarted();
+        }
+        if mode == Mode::Act
+            && let Err(error) = self.applier.observe(ready)
+        {
+            tracing::warn!(%error, "What the broker runs with could not be noted.");
+        }
+    }
+
+    fn health(&self) -> Health {
+        let metrics = &self.metrics;
+        let is_up = self.sampler.link() == Link::Up;
+        let dropped = metrics.publish_dropped_per_s.zip(metrics.publish_sent_per_s);
+        Health {
+            is_serving: is_up || ready::look(self.applier.broker(), None).is_ok(),
+            probe_latency_us: metrics.probe_latency_us_qos1.or(metrics.probe_latency_us_qos0),
+            dropped_share: dropped.map(|(dropped, sent)| match dropped + sent {
+                total if total > 0.0 => dropped / total,
+                _ => 0.0,
+            }),
+            clients: metrics.clients_others,
+        }
+    }
+
+    /// What is missing to decide on, in words; `None` where there is enough.
+    fn blindness(&self) -> Option<String> {
+        if let Link::Lost(reason) = self.sampler.link() {
+            return Some(reason);
+        }
+        if let Some(complaint) = self.sampler.sys_status().complaint() {
+            return Some(complaint.to_owned());
+        }
+        if self.metrics.publish_sent_per_s.is_none() {
+            return Some(
+                "waiting for two updates of $SYS (sys_interval and a second, each)".into(),
+            );
+        }
+        None
+    }
+
+    fn ask_policy(&mut self, sample: &Sample) -> Settings {
+        let envelope =
+            Envelope { heap_bytes_max: sample.sys.get(Sys::HeapBytesMax), ..self.site.envelope };
+        let effective = *self.controller.effective();
+        let view = View {
+            metrics: &self.metrics,
+            effective: &effective,
+            site: &self.site.envelope.site,
+            targets: &self.site.targets,
+        };
+        let wanted = self.policy.want(&view, &envelope);
+        self.wanted = Some(wanted);
+        wanted
+    }
+
+    /// Whether a restart would lose sessions or messages; what is not known counts as yes.
+    fn is_state_at_risk(&self, sample: &Sample) -> bool {
+        let effective = self.controller.effective();
+        if effective.effective(Knob::Persistence, &self.site.envelope.site) != 0 {
+            return false;
+        }
+        let frame = &sample.sys;
+        let counts = [Sys::ClientsDisconnected, Sys::StoreMessages, Sys::RetainedMessages];
+        let [Some(offline), Some(stored), Some(retained)] = counts.map(|sys| frame.get(sys)) else {
+            return true;
+        };
+        offline > 0 || stored > retained || retained > self.sampler.sys_retained()
+    }
+
+    fn plan(&self, decision: &Decision) -> Result<Plan, HoldReason> {
+        let (settings, apply, why) = match *decision {
+            Decision::Hold(reason) => return Err(reason),
+            Decision::Change { settings, apply } => (settings, apply, self.load()),
+            Decision::RollBack { settings, apply, reason } => (settings, apply, reason.to_string()),
+        };
+        let how = match apply {
+            Apply::Reload => How::Reload,
+            Apply::Restart => How::Restart,
+        };
+        Ok(Plan { from: *self.controller.written(), to: settings, how, why })
+    }
+
+    /// The load that a change answers, in figures.
+    fn load(&self) -> String {
+        let metrics = &self.metrics;
+        let figures = [
+            ("clients", metrics.clients_others),
+            ("received/s", metrics.publish_received_per_s),
+            ("sent/s", metrics.publish_sent_per_s),
+            ("dropped/s", metrics.publish_dropped_per_s),
+            ("queued", metrics.backlog_messages),
+            ("probe us", metrics.probe_latency_us_qos1),
+        ];
+        let shown =
+            figures.iter().filter_map(|(name, value)| Some(format!("{name} {:.0}", (*value)?)));
+        format!("the policy's answer to: {}", shown.collect::<Vec<_>>().join(", "))
+    }
+
+    fn carry_out(&mut self, plan: Plan, decision: &Decision, health: Health) -> Verdict {
+        if let Some(refusal) = self.overridden_since(&plan) {
+            return Verdict::Blind(refusal);
+        }
+        tracing::info!(what = plan.diff().join(", "), how = %plan.how, why = %plan.why, "Changing the broker's settings.");
+        let to = (plan.to != Settings::UNWRITTEN || self.applier.state().written.is_some())
+            .then_some(plan.to);
+        let applied = self.applier.apply(to, plan.how, &self.site.envelope.site);
+        let outcome = match &applied {
+            Ok(_) => Outcome::Done,
+            Err(_) => Outcome::Restored,
+        };
+        self.controller.applied(clock::now(), decision, outcome, health);
+        self.is_unverified = applied.is_ok() && matches!(decision, Decision::Change { .. });
+        self.note_failures();
+        match applied {
+            Ok(applied) => {
+                self.process = Some(applied.ready.process);
+                let took_ms = u64::try_from(applied.took.as_millis()).unwrap_or(u64::MAX);
+                tracing::info!(pid = applied.ready.process.pid, took_ms, "Changed.");
+                Verdict::Changed(plan, applied)
+            }
+            Err(error) => {
+                tracing::error!(%error, "The change did not go through.");
+                if !error.is_restored() {
+                    // Neither file nor broker are known to be right: a person must look.
+                    self.controller.pause();
+                }
+                Verdict::Failed(plan, error)
+            }
+        }
+    }
+
+    /// Looks whether someone set an option elsewhere in the meantime; says so once, then it is left
+    /// alone.
+    fn overridden_since(&mut self, plan: &Plan) -> Option<String> {
+        if let Err(error) = self.site.look_again() {
+            return Some(error.to_string());
+        }
+        let opted_in = self.site.envelope.opted_in;
+        let changing = plan.from.differing(&plan.to);
+        let line = self.site.elsewhere.lines.iter().find(|line| {
+            let is_written = plan.to.get(line.knob) != Setting::Unwritten;
+            changing.contains(line.knob) && is_written && !opted_in.contains(line.knob)
+        })?;
+        Some(format!("{line}: edge leaves this option alone"))
+    }
+
+    /// A change that stood its verify window is what to fall back to.
+    fn settle(&mut self, reason: HoldReason) {
+        let is_settled = !matches!(reason, HoldReason::Verifying | HoldReason::NotServing);
+        if !(self.is_unverified && is_settled) {
+            return;
+        }
+        self.is_unverified = false;
+        if let Err(error) = self.applier.mark_good() {
+            tracing::warn!(%error, "That the settings stood the test could not be noted.");
+        }
+        self.note_failures();
+    }
+
+    fn note_failures(&mut self) {
+        let failures = u32::from(self.controller.failures());
+        if let Err(error) = self.applier.remember(|state| state.failures = failures) {
+            tracing::warn!(%error, "The count of failures could not be noted.");
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! The broker's database across a restart: saved before, and never read when it is stale.
+
+use std::path::{Path, PathBuf};
+
+use brokertuner_core::settings::SiteValues;
+use brokertuner_core::{Knob, Settings};
+
+use super::{Applier, ApplyError, unix_s};
+use crate::fs;
+use crate::pid::ProcessId;
+
+impl Applier {
+    /// Sees to it that a restart loses or resurrects no stored state.
+    pub(super) fn guard_database(
+        &self,
+        from: Option<Settings>,
+        to: Option<Settings>,
+        running: Option<ProcessId>,
+        site: &SiteValues,
+    ) -> Result<(), ApplyError> {
+        let on = |settings: Option<Settings>| {
+            settings.unwrap_or_default().effective(Knob::Persistence, site) != 0
+        };
+        let database = self.paths.database.as_deref();
+        match (on(from), on(to), database) {
+            (true, _, Some(database)) => match running {
+                Some(running) => Ok(self.broker.save(running, database)?),
+                None => Ok(()),
+            },
+            (false, true, None) => Err(ApplyError::NoDatabase),
+            (false, true, Some(database)) => self.move_aside(database),
+            // Stopping saves too; that it will succeed can't be seen without knowing the file.
+            (true, _, None) | (false, false, _) => Ok(()),
+        }
+    }
+
+    /// Keeps a database that the broker is not to read, under another name.
+    fn move_aside(&self, database: &Path) -> Result<(), ApplyError> {
+        if !self.files.exists(database).map_err(fs::at("look at", database))? {
+            return Ok(());
+        }
+        let mut kept = database.as_os_str().to_os_string();
+        kept.push(format!(".before-brokertuner-{}", unix_s()));
+        let kept = PathBuf::from(kept);
+        self.files.rename(database, &kept).map_err(fs::at("move aside", database))?;
+        tracing::warn!(kept = %kept.display(), "Persistence is switched on: the database of before was moved aside.");
+        Ok(())
+    }
+}

@@ -1,0 +1,158 @@
+//! What applying can end in, in words that say what to do.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use brokertuner_core::Knob;
+
+use crate::control::ControlError;
+use crate::fs::FileError;
+use crate::pid::PidError;
+use crate::ready::Missing;
+use crate::state::How;
+
+/// What became of the settings of before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Restored {
+    /// It was not tried yet.
+    NotYet,
+    /// They are in force again.
+    Yes,
+    /// They are not, and why.
+    No(String),
+}
+
+impl fmt::Display for Restored {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotYet => f.write_str("the previous settings are not yet back"),
+            Self::Yes => f.write_str("the previous settings are back"),
+            Self::No(reason) => write!(
+                f,
+                "putting the previous settings back failed as well ({reason}); start the broker by hand, then edge"
+            ),
+        }
+    }
+}
+
+/// Why a change did not go through.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// Someone else changed our file.
+    #[error("{}: edited by hand since edge wrote it, so edge leaves it alone; to have it tuned again, stop edge, delete this file and edge.state in the state directory, reload the broker, start edge", path.display())]
+    EditedByHand {
+        /// The drop-in.
+        path: PathBuf,
+    },
+    /// Someone removed our file.
+    #[error("{}: removed by hand since edge wrote it, so edge leaves it alone; to have it tuned again, stop edge, delete edge.state in the state directory, start edge", path.display())]
+    Removed {
+        /// The drop-in.
+        path: PathBuf,
+    },
+    /// A file could not be written; the broker was not asked for anything.
+    #[error("{0}; nothing was changed")]
+    File(#[from] FileError),
+    /// The new drop-in got into place and could not be taken back.
+    #[error(
+        "{error}; then the drop-in could not be put back ({again}): it would take effect when the broker next starts; edge puts it back at its next start"
+    )]
+    Stuck {
+        /// What went wrong first.
+        error: FileError,
+        /// What went wrong then.
+        again: String,
+    },
+    /// The broker took the change over, but the drop-in could not be completed.
+    #[error("{error}; {restored}")]
+    Unfinished {
+        /// What went wrong.
+        error: FileError,
+        /// What became of the settings of before.
+        restored: Restored,
+    },
+    /// The broker's process is not known.
+    #[error("the broker's process is not known: {0}")]
+    NoProcess(PidError),
+    /// Persistence can't be switched on without knowing where the database is.
+    #[error(
+        "persistence was not switched on: a database of before would be read; set broker.database to its path"
+    )]
+    NoDatabase,
+    /// The broker could not be reloaded or restarted.
+    #[error("{source}; {restored}")]
+    Control {
+        /// Why.
+        source: ControlError,
+        /// What became of the settings of before.
+        restored: Restored,
+    },
+    /// The broker did not become ready.
+    #[error("the broker was not ready within {timeout_s} s after a {how}: {missing}; {restored}")]
+    NotReady {
+        /// What was asked of it.
+        how: How,
+        /// How long was waited.
+        timeout_s: u64,
+        /// What was last seen.
+        missing: Missing,
+        /// What became of the settings of before.
+        restored: Restored,
+    },
+    /// The broker runs, but with another value.
+    #[error(
+        "{knob} is {found} in the broker that was just restarted, not {wanted} as written: another file of its configuration overrides the drop-in; {restored}"
+    )]
+    NotEffective {
+        /// The option.
+        knob: Knob,
+        /// What was written.
+        wanted: u64,
+        /// What CONNACK shows.
+        found: u64,
+        /// What became of the settings of before.
+        restored: Restored,
+    },
+}
+
+impl From<ControlError> for ApplyError {
+    fn from(source: ControlError) -> Self {
+        Self::Control { source, restored: Restored::NotYet }
+    }
+}
+
+impl ApplyError {
+    /// The settings of before are in force, as far as is known.
+    #[must_use]
+    pub fn is_restored(&self) -> bool {
+        match self {
+            Self::Control { restored, .. }
+            | Self::Unfinished { restored, .. }
+            | Self::NotReady { restored, .. }
+            | Self::NotEffective { restored, .. } => *restored == Restored::Yes,
+            Self::Stuck { .. } => false,
+            _ => true,
+        }
+    }
+
+    /// The error with what became of the settings of before.
+    pub(super) fn with_restored(mut self, outcome: Restored) -> Self {
+        if let Self::Control { restored, .. }
+        | Self::Unfinished { restored, .. }
+        | Self::NotReady { restored, .. }
+        | Self::NotEffective { restored, .. } = &mut self
+        {
+            *restored = outcome;
+        }
+        self
+    }
+}
+
+impl fmt::Display for How {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            How::Reload => "reload",
+            How::Restart => "restart",
+        })
+    }
+}

@@ -1,0 +1,104 @@
+//! `edge once` and `edge advise`: one decision.
+
+use std::ops::ControlFlow;
+use std::process::ExitCode;
+use std::time::{Duration as StdDuration, Instant as StdInstant};
+
+use anyhow::bail;
+use brokertuner_core::Duration;
+use brokertuner_core::controller::HoldReason;
+use brokertuner_edge::agent::{Agent, Mode, Report, Tick, Verdict, drive};
+use brokertuner_edge::config::Config;
+use brokertuner_edge::sampler::{Link, SysStatus};
+
+use super::{NO, event_loop, prepare, print_result};
+
+/// Two updates at `sys_interval 60`, and some.
+const PATIENCE: StdDuration = StdDuration::from_secs(150);
+/// How long a broker may be away before it is said to be.
+const LINK_PATIENCE: StdDuration = StdDuration::from_secs(10);
+/// Looks more often than it would decide: the first two updates of `$SYS` are waited for.
+const INTERVAL_MAX: Duration = Duration::from_secs(1);
+
+pub(super) fn once(config: &Config, dry_run: bool, json: bool) -> anyhow::Result<ExitCode> {
+    let mode = if dry_run { Mode::Look } else { Mode::Act };
+    let report = decide(config, mode)?;
+    print_result(&report, json)?;
+    Ok(match report.verdict.kind.as_str() {
+        "planned" | "changed" => ExitCode::SUCCESS,
+        _ => ExitCode::from(NO),
+    })
+}
+
+pub(super) fn advise(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
+    let report = decide(config, Mode::Look)?;
+    print_result(&report, json)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Ticks until a decision is there and, where it was carried out, has stood its verify window.
+fn decide(config: &Config, mode: Mode) -> anyhow::Result<Report> {
+    let (mut site, policy) = prepare(config)?;
+    // One decision has no yesterday to be alike with.
+    site.rules.dwell = Duration::from_ticks(0);
+    let interval = site.interval.min(INTERVAL_MAX);
+    let mut agent = match mode {
+        Mode::Act => Agent::start(site, Box::new(policy))?,
+        Mode::Look => Agent::watch(site, Box::new(policy))?,
+    };
+    let started = StdInstant::now();
+    let mut change: Option<Report> = None;
+    let mut outcome: Option<anyhow::Result<Report>> = None;
+    event_loop()?.block_on(drive(
+        &mut agent,
+        mode,
+        interval,
+        std::future::pending::<()>(),
+        |agent, tick| match end_of(agent, tick, started, &mut change) {
+            Some(end) => {
+                outcome = Some(end);
+                ControlFlow::Break(())
+            }
+            None => ControlFlow::Continue(()),
+        },
+    ));
+    outcome.unwrap_or_else(|| bail!("the decision was interrupted"))
+}
+
+/// What ends the decision, if this tick does.
+fn end_of(
+    agent: &Agent,
+    tick: &Tick,
+    started: StdInstant,
+    change: &mut Option<Report>,
+) -> Option<anyhow::Result<Report>> {
+    match &tick.verdict {
+        Verdict::Hold(HoldReason::Verifying) => None,
+        Verdict::Blind(_) if change.is_none() && !is_hopeless(agent, started) => None,
+        Verdict::Blind(reason) if change.is_none() => Some(Err(anyhow::anyhow!("{reason}"))),
+        // The connection comes back after a restart.
+        Verdict::Blind(_) | Verdict::Hold(HoldReason::NotServing)
+            if started.elapsed() < PATIENCE =>
+        {
+            None
+        }
+        Verdict::HandsOff(reason) => Some(Err(anyhow::anyhow!("{reason}"))),
+        Verdict::Changed(..) if change.is_none() => {
+            // A change back, after this, has a reason of its own and ends the decision as well.
+            *change = Some(Report::of(agent, tick));
+            None
+        }
+        Verdict::Planned(_) | Verdict::Changed(..) | Verdict::Failed(..) => {
+            Some(Ok(Report::of(agent, tick)))
+        }
+        _ => Some(Ok(change.take().unwrap_or_else(|| Report::of(agent, tick)))),
+    }
+}
+
+/// Waiting longer would not help.
+fn is_hopeless(agent: &Agent, started: StdInstant) -> bool {
+    let sampler = agent.sampler();
+    let is_denied = matches!(sampler.sys_status(), SysStatus::Refused | SysStatus::Silent);
+    let is_away = matches!(sampler.link(), Link::Lost(_)) && started.elapsed() >= LINK_PATIENCE;
+    is_denied || is_away || started.elapsed() >= PATIENCE
+}

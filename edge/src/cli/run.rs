@@ -1,0 +1,81 @@
+//! `edge run`.
+
+use std::ops::ControlFlow;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use brokertuner_edge::agent::{Agent, Mode, Report, StatusFile, Tick, Verdict, drive};
+use brokertuner_edge::config::Config;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{event_loop, prepare};
+
+pub(super) fn run(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
+    let (site, policy) = prepare(config)?;
+    let interval = site.interval;
+    let mut status = StatusFile::in_dir(&site.paths.state_dir);
+    let address = site.broker.address;
+    event_loop()?.block_on(async {
+        // Before the first change: from here on a signal ends the agent between two changes.
+        let mut term = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+        let mut int = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+        let stop = async {
+            tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+        };
+        let mut agent = Agent::start(site, Box::new(policy))?;
+        tracing::info!(%address, drop_in = %agent.applier().drop_in().display(), "Started.");
+        let mut teller = Teller::default();
+        drive(&mut agent, Mode::Act, interval, stop, |agent, tick| {
+            let report = Report::of(agent, tick);
+            teller.log(tick);
+            if let Err(error) = status.write(&report) {
+                teller.log_once(&format!("status.json was not written: {error}"));
+            }
+            if json && let Ok(line) = serde_json::to_string(&report) {
+                println!("{line}");
+            }
+            ControlFlow::Continue(())
+        })
+        .await;
+        tracing::info!("Stopped; the broker keeps its settings.");
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+/// Logs what is new, and what is not new at debug level.
+#[derive(Default)]
+struct Teller {
+    last: Option<String>,
+    complaint: Option<String>,
+}
+
+impl Teller {
+    fn log(&mut self, tick: &Tick) {
+        let said = match &tick.verdict {
+            Verdict::Hold(reason) => reason.to_string(),
+            Verdict::Blind(reason) => reason.clone(),
+            // Logged where they happen.
+            Verdict::HandsOff(_) | Verdict::Planned(_) => return,
+            Verdict::Changed(..) | Verdict::Failed(..) => {
+                self.last = None;
+                return;
+            }
+        };
+        if self.last.as_ref() == Some(&said) {
+            tracing::debug!(reason = %said, "Holding.");
+            return;
+        }
+        match tick.verdict {
+            Verdict::Blind(_) => tracing::warn!(reason = %said, "Cannot decide."),
+            _ => tracing::info!(reason = %said, "Holding."),
+        }
+        self.last = Some(said);
+    }
+
+    fn log_once(&mut self, complaint: &str) {
+        if self.complaint.as_deref() != Some(complaint) {
+            tracing::warn!("{complaint}");
+            self.complaint = Some(complaint.to_owned());
+        }
+    }
+}

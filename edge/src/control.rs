@@ -1,0 +1,233 @@
+//! The broker seam: find its process, make it reload or restart, ask whether it answers.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+
+use crate::command::{self, CommandError};
+use crate::connack::{self, Connack, ConnackError, Credentials};
+use crate::pid::{self, PidError, PidFinder, ProcessId};
+
+const SAVE_POLL: Duration = Duration::from_millis(20);
+
+/// Everything that applying asks of a broker; tests and trainers bring their own.
+pub trait Broker: Send {
+    /// The broker's process now.
+    ///
+    /// # Errors
+    /// [`PidError`] while there is none, or none that is known.
+    fn process(&self) -> Result<ProcessId, PidError>;
+
+    /// Makes `process` read its configuration again; returns when it was asked, not when it has.
+    ///
+    /// # Errors
+    /// [`ControlError`]; the broker is then as it was.
+    fn reload(&self, process: ProcessId) -> Result<(), ControlError>;
+
+    /// Makes the broker end and start again; returns when that is under way or done.
+    ///
+    /// # Errors
+    /// [`ControlError`]; the broker may then be down.
+    fn restart(&self) -> Result<(), ControlError>;
+
+    /// Makes `process` save its state to `database`, and returns when a newer file lies there.
+    ///
+    /// # Errors
+    /// [`ControlError`] where no newer file came: a restart may then lose what is queued.
+    fn save(&self, process: ProcessId, database: &Path) -> Result<(), ControlError>;
+
+    /// Connects once with MQTT 5.
+    ///
+    /// # Errors
+    /// [`ConnackError`] where no CONNACK came.
+    fn answer(&self) -> Result<Connack, ConnackError>;
+}
+
+/// Why the broker was not reloaded or restarted.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// The configuration has no way to do it.
+    #[error(
+        "{key} = \"none\": edge may not {verb} the broker; choose another method, or {verb} it yourself"
+    )]
+    NotConfigured {
+        /// The option.
+        key: &'static str,
+        /// `reload` or `restart`.
+        verb: &'static str,
+    },
+    /// The configured command failed.
+    #[error("the {verb} command failed: {source}")]
+    Command {
+        /// `reload` or `restart`.
+        verb: &'static str,
+        /// How.
+        source: CommandError,
+    },
+    /// The signal could not be sent.
+    #[error(
+        "cannot signal process {pid} of the broker: {errno}; run edge as root or as the broker's user, or choose another control.reload"
+    )]
+    Signal {
+        /// The process.
+        pid: i32,
+        /// The system's answer.
+        errno: Errno,
+    },
+    /// The broker did not save its state.
+    #[error("the broker did not write {} within {timeout_s} s of SIGUSR1, so a restart could lose what it holds; correct broker.database, or see its log", path.display())]
+    NotSaved {
+        /// The database file.
+        path: PathBuf,
+        /// How long was waited.
+        timeout_s: u64,
+    },
+    /// The process is no longer the one that was looked at.
+    #[error("process {pid} of the broker ended just now")]
+    Gone {
+        /// The process.
+        pid: i32,
+    },
+}
+
+/// A way to make the broker reload or restart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Method {
+    /// `systemctl reload|restart UNIT`.
+    Systemd(String),
+    /// SIGHUP; for reloading only.
+    Signal,
+    /// A program and its arguments, run without a shell.
+    Command(Vec<String>),
+    /// Never.
+    None,
+}
+
+/// The names of [`Method`] in the configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MethodName {
+    /// By systemctl and the unit.
+    Systemd,
+    /// By SIGHUP.
+    Signal,
+    /// By the configured command.
+    Command,
+    /// Not at all.
+    None,
+}
+
+/// A broker on this machine.
+#[derive(Debug, Clone)]
+pub struct LiveBroker {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// The client identifier of the probe.
+    pub client_id: String,
+    /// User and password, where it asks for them.
+    pub credentials: Option<Credentials>,
+    /// How its process is found.
+    pub finder: PidFinder,
+    /// How it is made to reload.
+    pub reload: Method,
+    /// How it is made to restart.
+    pub restart: Method,
+    /// Longest run of a reload or restart command.
+    pub command_timeout: Duration,
+    /// Longest wait for one CONNACK.
+    pub answer_timeout: Duration,
+}
+
+impl LiveBroker {
+    fn run(&self, verb: &'static str, command: Command) -> Result<(), ControlError> {
+        let done = command::output(command, self.command_timeout);
+        done.map(drop).map_err(|source| ControlError::Command { verb, source })
+    }
+}
+
+/// Signals the broker, and never a stranger that was given its old pid.
+fn signal(process: ProcessId, signal: Signal) -> Result<(), ControlError> {
+    check_alive(process)?;
+    let pid = process.pid;
+    kill(Pid::from_raw(pid), signal).map_err(|errno| ControlError::Signal { pid, errno })
+}
+
+fn check_alive(process: ProcessId) -> Result<(), ControlError> {
+    let pid = process.pid;
+    match pid::alive(pid) {
+        Ok(Some(now)) if now == process => Ok(()),
+        _ => Err(ControlError::Gone { pid }),
+    }
+}
+
+fn modified(path: &Path) -> Option<SystemTime> {
+    std::fs::metadata(path).and_then(|found| found.modified()).ok()
+}
+
+fn systemctl(verb: &str, unit: &str) -> Command {
+    let mut command = Command::new("systemctl");
+    command.args(["--no-ask-password", verb, "--", unit]);
+    command
+}
+
+fn configured(words: &[String]) -> Option<Command> {
+    let (program, arguments) = words.split_first()?;
+    let mut command = Command::new(program);
+    command.args(arguments);
+    Some(command)
+}
+
+impl Broker for LiveBroker {
+    fn process(&self) -> Result<ProcessId, PidError> {
+        self.finder.find()
+    }
+
+    fn reload(&self, process: ProcessId) -> Result<(), ControlError> {
+        const REFUSED: ControlError =
+            ControlError::NotConfigured { key: "control.reload", verb: "reload" };
+        match &self.reload {
+            Method::Systemd(unit) => self.run("reload", systemctl("reload", unit)),
+            Method::Command(words) => self.run("reload", configured(words).ok_or(REFUSED)?),
+            Method::None => Err(REFUSED),
+            Method::Signal => signal(process, Signal::SIGHUP),
+        }
+    }
+
+    fn restart(&self) -> Result<(), ControlError> {
+        const REFUSED: ControlError =
+            ControlError::NotConfigured { key: "control.restart", verb: "restart" };
+        match &self.restart {
+            Method::Systemd(unit) => self.run("restart", systemctl("restart", unit)),
+            Method::Command(words) => self.run("restart", configured(words).ok_or(REFUSED)?),
+            Method::Signal | Method::None => Err(REFUSED),
+        }
+    }
+
+    fn save(&self, process: ProcessId, database: &Path) -> Result<(), ControlError> {
+        let before = modified(database);
+        signal(process, Signal::SIGUSR1)?;
+        let deadline = Instant::now() + self.command_timeout;
+        while modified(database).is_none() || modified(database) == before {
+            if Instant::now() >= deadline {
+                let timeout_s = self.command_timeout.as_secs();
+                return Err(ControlError::NotSaved { path: database.to_path_buf(), timeout_s });
+            }
+            // A broker that died has nothing left to save.
+            check_alive(process)?;
+            thread::sleep(SAVE_POLL);
+        }
+        Ok(())
+    }
+
+    fn answer(&self) -> Result<Connack, ConnackError> {
+        let login = self.credentials.as_ref();
+        connack::probe(self.address, &self.client_id, login, self.answer_timeout)
+    }
+}

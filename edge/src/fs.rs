@@ -1,0 +1,229 @@
+//! The file-system seam: the few operations that applying needs, replaceable by a faulty set.
+//!
+//! A file is only ever replaced whole: written aside, synced, renamed, its directory synced.
+//! Whoever reads the path sees the old content or the new, at every instant and after a power cut.
+
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// Largest file that is read whole: configuration, state and secrets are far smaller.
+pub const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// What a file written for the broker may be read by: everyone, for it holds no secret.
+pub const MODE_CONF: u32 = 0o644;
+
+/// Mode of the agent's own records.
+pub const MODE_STATE: u32 = 0o640;
+
+/// The file operations of an apply, one fault point each.
+pub trait Files: Send {
+    /// The whole content, or `None` where nothing lies at `path`.
+    ///
+    /// # Errors
+    /// Any I/O error but "not found"; `InvalidData` above [`FILE_BYTES_MAX`].
+    fn read(&self, path: &Path) -> io::Result<Option<Vec<u8>>>;
+
+    /// Whether anything lies at `path`.
+    ///
+    /// # Errors
+    /// Where that can't be seen.
+    fn exists(&self, path: &Path) -> io::Result<bool>;
+
+    /// Creates or truncates `path`, writes `bytes`, sets `mode` whatever the umask, and syncs it.
+    ///
+    /// # Errors
+    /// Any I/O error; the file may then hold a part of `bytes`.
+    fn write_synced(&self, path: &Path, bytes: &[u8], mode: u32) -> io::Result<()>;
+
+    /// Renames over whatever lies at `to`.
+    ///
+    /// # Errors
+    /// Any I/O error; `to` is then as it was.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Removes a file; one that is not there is no error.
+    ///
+    /// # Errors
+    /// Any other I/O error.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+
+    /// Makes renames and removals in `dir` survive a power cut.
+    ///
+    /// # Errors
+    /// Any I/O error.
+    fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+}
+
+/// The operating system's files.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RealFiles;
+
+impl Files for RealFiles {
+    fn read(&self, path: &Path) -> io::Result<Option<Vec<u8>>> {
+        let file = match File::open(path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(e),
+        };
+        let mut bytes = Vec::new();
+        file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > FILE_BYTES_MAX {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("larger than {FILE_BYTES_MAX} bytes"),
+            ));
+        }
+        Ok(Some(bytes))
+    }
+
+    fn exists(&self, path: &Path) -> io::Result<bool> {
+        fs::exists(path)
+    }
+
+    fn write_synced(&self, path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+        let mut file =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(path)?;
+        file.set_permissions(Permissions::from_mode(mode))?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        match fs::remove_file(path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        }
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        File::open(dir)?.sync_all()
+    }
+}
+
+/// A file operation that failed, and on what.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {what} {}: {source}; {}", path.display(), remedy(what, source))]
+pub struct FileError {
+    /// What was being done, as a verb.
+    pub what: &'static str,
+    /// The file or directory.
+    pub path: PathBuf,
+    /// The system's answer.
+    pub source: io::Error,
+}
+
+fn remedy(what: &str, source: &io::Error) -> &'static str {
+    let is_read = matches!(what, "read" | "list");
+    match source.kind() {
+        io::ErrorKind::PermissionDenied if is_read => "run edge as a user who may read it",
+        io::ErrorKind::NotFound if what == "read" => "correct the path in the configuration",
+        io::ErrorKind::PermissionDenied => {
+            "run edge as a user who may write there, or point the configuration elsewhere"
+        }
+        io::ErrorKind::NotFound => "create the directory, or point the configuration elsewhere",
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "free some space there",
+        io::ErrorKind::ReadOnlyFilesystem => {
+            "mount it writable, or point the configuration elsewhere"
+        }
+        _ => "check the path and the disk",
+    }
+}
+
+/// Attaches the operation and the path to an I/O error.
+pub(crate) fn at<'p>(
+    what: &'static str,
+    path: &'p Path,
+) -> impl FnOnce(io::Error) -> FileError + use<'p> {
+    move |source| FileError { what, path: path.to_path_buf(), source }
+}
+
+/// Where `path` is written before it is renamed: beside it, with a name the broker does not load.
+pub(crate) fn aside(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_os_string();
+    name.push(".new");
+    PathBuf::from(name)
+}
+
+/// The directory of `path`; `.` for a bare name.
+pub(crate) fn dir_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(dir) if dir != Path::new("") => dir,
+        _ => Path::new("."),
+    }
+}
+
+/// Replaces `path` by `bytes`, or makes it absent for `None`, so that a crash leaves old or new.
+///
+/// # Errors
+/// [`FileError`]. Up to the rename the old content stands; when only the last sync of the directory
+/// failed, the new content is in place and may be lost by a power cut.
+pub fn replace(
+    files: &dyn Files,
+    path: &Path,
+    bytes: Option<&[u8]>,
+    mode: u32,
+) -> Result<(), FileError> {
+    let Some(bytes) = bytes else {
+        files.remove(path).map_err(at("remove", path))?;
+        return files.sync_dir(dir_of(path)).map_err(at("sync", dir_of(path)));
+    };
+    let new = aside(path);
+    let renamed = files
+        .write_synced(&new, bytes, mode)
+        .map_err(at("write", &new))
+        .and_then(|()| files.rename(&new, path).map_err(at("replace", path)));
+    if let Err(error) = renamed {
+        // A leftover is harmless to the broker and overwritten next time: its removal may fail too.
+        let _ = files.remove(&new);
+        return Err(error);
+    }
+    files.sync_dir(dir_of(path)).map_err(at("sync", dir_of(path)))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replaced_whole_with_the_mode_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("zz.conf");
+        replace(&RealFiles, &path, Some(b"one\n"), MODE_CONF).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o644);
+        replace(&RealFiles, &path, Some(b"two\n"), MODE_CONF).unwrap();
+        assert_eq!(RealFiles.read(&path).unwrap().unwrap(), b"two\n");
+        assert!(!aside(&path).exists(), "nothing is left aside");
+        replace(&RealFiles, &path, None, MODE_CONF).unwrap();
+        assert_eq!(RealFiles.read(&path).unwrap(), None);
+    }
+
+    #[test]
+    fn the_name_aside_is_not_loaded_by_the_broker() {
+        let new = aside(Path::new("/etc/mosquitto/conf.d/zz-brokertuner.conf"));
+        assert!(!new.to_str().unwrap().ends_with(".conf"));
+    }
+
+    #[test]
+    fn errors_name_the_path_and_a_way_out() {
+        let error = replace(&RealFiles, Path::new("/nonexistent/zz.conf"), Some(b""), MODE_CONF)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("/nonexistent/zz.conf.new"), "{error}");
+        assert!(error.contains("create the directory"), "{error}");
+    }
+
+    #[test]
+    fn a_huge_file_is_refused_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("huge");
+        File::create(&path).unwrap().set_len(FILE_BYTES_MAX + 1).unwrap();
+        assert_eq!(RealFiles.read(&path).unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+}

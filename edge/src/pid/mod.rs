@@ -1,0 +1,360 @@
+//! Which process is the broker, and is it still the same one?
+//!
+//! A pid alone is no identity: the kernel reuses it. A process is known by pid *and* start time.
+
+mod listener;
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, SystemTime};
+
+use procfs::ProcError;
+use procfs::process::Process;
+use serde::{Deserialize, Serialize};
+
+use crate::command;
+
+/// The environment variable that may name the broker's pid.
+pub const PID_VARIABLE: &str = "MOSQUITTO_PID";
+/// How much younger than its pid file a process may look: clock ticks and whole boot seconds.
+const PID_FILE_SLACK: Duration = Duration::from_secs(3);
+const SYSTEMCTL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// One process, told apart from a later one with the same pid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessId {
+    /// Process id.
+    pub pid: i32,
+    /// Start time in clock ticks after boot (field 22 of `/proc/PID/stat`).
+    pub start_ticks: u64,
+}
+
+/// Where the broker's pid comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PidSource {
+    /// The first that knows: configured pid, environment, pid file, systemd, owner of the port.
+    #[default]
+    Auto,
+    /// `pid.pid` of the configuration.
+    Config,
+    /// The environment variable `MOSQUITTO_PID`.
+    Env,
+    /// The pid file that the broker writes.
+    File,
+    /// `MainPID` of the systemd unit.
+    Systemd,
+    /// The owner of the listening socket.
+    Listener,
+}
+
+/// Why the broker's process is not known; the messages say what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum PidError {
+    /// The pid names no living process.
+    #[error(
+        "no process {pid} is running, as {said_by} says it should; start the broker, or correct {said_by}"
+    )]
+    Gone {
+        /// The pid that was named.
+        pid: i32,
+        /// Who named it.
+        said_by: String,
+    },
+    /// The pid file is older than the process that now has its pid.
+    #[error("{}: process {pid} is younger than the file, so the pid was reused; the broker is gone", path.display())]
+    Reused {
+        /// The pid file.
+        path: PathBuf,
+        /// Its pid.
+        pid: i32,
+    },
+    /// No pid in a place that was to hold one.
+    #[error("{said_by} holds no process id ({found:?})")]
+    NotAPid {
+        /// Who was asked.
+        said_by: String,
+        /// What stood there.
+        found: String,
+    },
+    /// The source that the configuration asks for was not given.
+    #[error("{said_by} is not set; set it, or choose another pid.source")]
+    Unset {
+        /// What is missing.
+        said_by: &'static str,
+    },
+    /// The pid file can't be read.
+    #[error("cannot read the pid file {}: {source}; set pid.pid_file to the pid_file of mosquitto.conf", path.display())]
+    File {
+        /// The pid file.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// systemd doesn't know.
+    #[error(
+        "systemd names no main process for unit {unit}: {reason}; set pid.unit, or choose another pid.source"
+    )]
+    Systemd {
+        /// The unit.
+        unit: String,
+        /// What systemctl said.
+        reason: String,
+    },
+    /// No process was found behind the port.
+    #[error("no process listens on port {port}: start the broker, or correct broker.port")]
+    NobodyListens {
+        /// The port.
+        port: u16,
+    },
+    /// Something listens, but its process may not be looked at.
+    #[error(
+        "something listens on port {port}, but its process is hidden from this user; run edge as root or as the broker's user, or set pid.pid_file"
+    )]
+    Hidden {
+        /// The port.
+        port: u16,
+    },
+    /// `/proc` could not be read.
+    #[error("cannot read /proc: {source}")]
+    Proc {
+        /// procfs's answer.
+        #[from]
+        source: ProcError,
+    },
+}
+
+/// What is needed to find the broker's process.
+#[derive(Debug, Clone)]
+pub struct PidFinder {
+    /// Which source to ask.
+    pub source: PidSource,
+    /// The configured pid.
+    pub pid: Option<i32>,
+    /// The pid of the environment, read once at the start.
+    pub env: Option<String>,
+    /// The broker's pid file.
+    pub pid_file: Option<PathBuf>,
+    /// The systemd unit.
+    pub unit: Option<String>,
+    /// The broker's address; its port serves [`PidSource::Listener`].
+    pub address: SocketAddr,
+}
+
+impl PidFinder {
+    /// Finds only by the owner of the listening socket at `address`.
+    #[must_use]
+    pub fn listener(address: SocketAddr) -> Self {
+        let source = PidSource::Listener;
+        Self { source, pid: None, env: None, pid_file: None, unit: None, address }
+    }
+
+    /// Finds by the pid file that the broker writes.
+    #[must_use]
+    pub fn pid_file(path: &Path, address: SocketAddr) -> Self {
+        let pid_file = Some(path.to_path_buf());
+        Self { source: PidSource::File, pid_file, ..Self::listener(address) }
+    }
+
+    /// The broker's process now.
+    ///
+    /// # Errors
+    /// [`PidError`]; with [`PidSource::Auto`] that of the last source (the socket) where none
+    /// knows.
+    pub fn find(&self) -> Result<ProcessId, PidError> {
+        match self.source {
+            PidSource::Config => self.by_config(),
+            PidSource::Env => self.by_env(),
+            PidSource::File => self.by_file(),
+            PidSource::Systemd => self.by_systemd(),
+            PidSource::Listener => listener::owner(self.address),
+            PidSource::Auto => {
+                for source in [Self::by_config, Self::by_env, Self::by_file, Self::by_systemd] {
+                    match source(self) {
+                        Ok(process) => return Ok(process),
+                        Err(PidError::Unset { .. }) => {}
+                        Err(error) => tracing::debug!(%error, "Next source of the broker's pid."),
+                    }
+                }
+                listener::owner(self.address)
+            }
+        }
+    }
+
+    /// `known` where it still runs (one small file read), else the broker's process now.
+    ///
+    /// # Errors
+    /// As [`PidFinder::find`].
+    pub fn still(&self, known: ProcessId) -> Result<ProcessId, PidError> {
+        match alive(known.pid) {
+            Ok(Some(now)) if now == known => Ok(known),
+            _ => self.find(),
+        }
+    }
+
+    fn by_config(&self) -> Result<ProcessId, PidError> {
+        let pid = self.pid.ok_or(PidError::Unset { said_by: "pid.pid" })?;
+        running(pid, || "pid.pid".into())
+    }
+
+    fn by_env(&self) -> Result<ProcessId, PidError> {
+        let text = self.env.as_deref().ok_or(PidError::Unset { said_by: PID_VARIABLE })?;
+        running(parse_pid(text, PID_VARIABLE)?, || PID_VARIABLE.into())
+    }
+
+    fn by_file(&self) -> Result<ProcessId, PidError> {
+        let path = self.pid_file.as_deref().ok_or(PidError::Unset { said_by: "pid.pid_file" })?;
+        let failed = |source| PidError::File { path: path.to_path_buf(), source };
+        let text = fs::read_to_string(path).map_err(failed)?;
+        let written = fs::metadata(path).and_then(|m| m.modified()).map_err(failed)?;
+        let said_by = path.display().to_string();
+        let pid = parse_pid(&text, &said_by)?;
+        let process = running(pid, || said_by)?;
+        // The broker writes the file after it starts; a process that started later has its pid by
+        // chance.
+        if started(process)?.is_some_and(|start| start > written + PID_FILE_SLACK) {
+            return Err(PidError::Reused { path: path.to_path_buf(), pid });
+        }
+        Ok(process)
+    }
+
+    fn by_systemd(&self) -> Result<ProcessId, PidError> {
+        let unit = self.unit.as_deref().ok_or(PidError::Unset { said_by: "pid.unit" })?;
+        let mut systemctl = Command::new("systemctl");
+        systemctl.args(["show", "--property=MainPID", "--value", "--", unit]);
+        let failed = |reason: String| PidError::Systemd { unit: unit.into(), reason };
+        let said =
+            command::output(systemctl, SYSTEMCTL_TIMEOUT).map_err(|e| failed(e.to_string()))?;
+        match said.trim().parse() {
+            Ok(pid) if pid > 0 => running(pid, || format!("systemd unit {unit}")),
+            _ => Err(failed("the unit is not running".into())),
+        }
+    }
+}
+
+fn parse_pid(text: &str, said_by: &str) -> Result<i32, PidError> {
+    match text.trim().parse() {
+        Ok(pid) if pid > 0 => Ok(pid),
+        _ => Err(PidError::NotAPid {
+            said_by: said_by.into(),
+            found: text.trim().chars().take(40).collect(),
+        }),
+    }
+}
+
+fn running(pid: i32, said_by: impl FnOnce() -> String) -> Result<ProcessId, PidError> {
+    alive(pid)?.ok_or_else(|| PidError::Gone { pid, said_by: said_by() })
+}
+
+/// The living process with this pid; a zombie counts as gone.
+///
+/// # Errors
+/// Where `/proc` can't be read for another reason than that there is no such process.
+pub fn alive(pid: i32) -> Result<Option<ProcessId>, ProcError> {
+    let stat = match Process::new(pid).and_then(|process| process.stat()) {
+        Ok(stat) => stat,
+        // ESRCH: it ended between opening and reading.
+        Err(ProcError::NotFound(_) | ProcError::Io(..)) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let dead = matches!(stat.state, 'Z' | 'X' | 'x');
+    Ok((!dead).then_some(ProcessId { pid, start_ticks: stat.starttime }))
+}
+
+/// Wall-clock start of a process; `None` where the numbers make no time.
+fn started(process: ProcessId) -> Result<Option<SystemTime>, ProcError> {
+    let since_boot_s = process.start_ticks / procfs::ticks_per_second().max(1);
+    let seconds = procfs::boot_time_secs()?.checked_add(since_boot_s);
+    Ok(seconds.and_then(|s| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(s))))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    fn own_pid() -> i32 {
+        i32::try_from(std::process::id()).unwrap()
+    }
+
+    fn anywhere() -> SocketAddr {
+        "127.0.0.1:1".parse().unwrap()
+    }
+
+    #[test]
+    fn the_owner_of_a_listening_socket_is_found() {
+        for bind in ["127.0.0.1:0", "[::1]:0"] {
+            let Ok(socket) = TcpListener::bind(bind) else { continue };
+            let finder = PidFinder::listener(socket.local_addr().unwrap());
+            assert_eq!(finder.find().unwrap().pid, own_pid());
+            drop(socket);
+            assert!(matches!(finder.find(), Err(PidError::NobodyListens { .. })));
+        }
+    }
+
+    #[test]
+    fn auto_takes_the_first_that_knows_a_living_process() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("pid");
+        fs::write(&file, format!("{}\n", own_pid())).unwrap();
+        let mut finder = PidFinder::pid_file(&file, anywhere());
+        finder.source = PidSource::Auto;
+        finder.pid = Some(i32::MAX);
+        finder.env = Some("nonsense".into());
+        assert_eq!(finder.find().unwrap().pid, own_pid());
+    }
+
+    #[test]
+    fn each_source_says_what_is_wrong_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("pid");
+        let mut finder = PidFinder::pid_file(&file, anywhere());
+        assert!(matches!(finder.find(), Err(PidError::File { .. })));
+        for wrong in ["", "abc", "-4", "0", "99999999999"] {
+            fs::write(&file, wrong).unwrap();
+            assert!(matches!(finder.find(), Err(PidError::NotAPid { .. })), "{wrong:?}");
+        }
+        fs::write(&file, i32::MAX.to_string()).unwrap();
+        let error = finder.find().unwrap_err();
+        assert!(error.to_string().contains(&file.display().to_string()), "{error}");
+        assert!(matches!(error, PidError::Gone { .. }));
+        finder.source = PidSource::Env;
+        assert!(matches!(finder.find(), Err(PidError::Unset { said_by: PID_VARIABLE })));
+    }
+
+    #[test]
+    fn a_pid_older_than_its_process_is_a_reused_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pid");
+        fs::write(&path, own_pid().to_string()).unwrap();
+        let long_ago = SystemTime::now() - Duration::from_secs(86_400 * 365);
+        fs::File::options().write(true).open(&path).unwrap().set_modified(long_ago).unwrap();
+        let finder = PidFinder::pid_file(&path, anywhere());
+        assert!(matches!(finder.find(), Err(PidError::Reused { .. })));
+    }
+
+    #[test]
+    fn another_start_time_is_another_process() {
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        let finder = PidFinder::listener(socket.local_addr().unwrap());
+        let now = finder.find().unwrap();
+        assert_eq!(finder.still(now).unwrap(), now);
+        let before = ProcessId { start_ticks: now.start_ticks.wrapping_add(1), ..now };
+        assert_eq!(finder.still(before).unwrap(), now, "found afresh");
+    }
+
+    #[test]
+    fn a_zombie_is_gone() {
+        let mut child = Command::new("true").spawn().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        let deadline = std::time::Instant::now() + Duration::from_secs(5);
+        while alive(pid).unwrap().is_some() {
+            assert!(std::time::Instant::now() < deadline, "`true` still runs");
+            std::thread::yield_now();
+        }
+        child.wait().unwrap();
+    }
+}

@@ -1,0 +1,50 @@
+//! What `/proc` says of one process.
+
+use brokertuner_core::sample::ProcSample;
+use procfs::process::Process;
+use procfs::{ProcError, ProcResult};
+
+use crate::pid::ProcessId;
+
+const KIB: u64 = 1024;
+const US_PER_S: u64 = 1_000_000;
+
+/// Memory, CPU time and context switches of `process`.
+///
+/// # Errors
+/// Where it has gone (also where its pid now belongs to another), or `/proc` hides it.
+pub fn read(process: ProcessId) -> ProcResult<ProcSample> {
+    let entry = Process::new(process.pid)?;
+    let stat = entry.stat()?;
+    if stat.starttime != process.start_ticks {
+        return Err(ProcError::NotFound(None));
+    }
+    let status = entry.status()?;
+    let ticks = stat.utime.saturating_add(stat.stime);
+    let switches = [status.voluntary_ctxt_switches, status.nonvoluntary_ctxt_switches];
+    Ok(ProcSample {
+        pid: process.pid.unsigned_abs(),
+        start_ticks: stat.starttime,
+        // A process that is ending has none left.
+        rss_bytes: status.vmrss.unwrap_or(0).saturating_mul(KIB),
+        cpu_us: ticks.saturating_mul(US_PER_S / procfs::ticks_per_second().max(1)),
+        context_switches: switches.into_iter().flatten().fold(0, u64::saturating_add),
+    })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests {
+    use super::*;
+    use crate::pid;
+
+    #[test]
+    fn this_very_process_has_memory_and_a_past() {
+        let process = pid::alive(i32::try_from(std::process::id()).unwrap()).unwrap().unwrap();
+        let sample = read(process).unwrap();
+        assert!(sample.rss_bytes > 100 * KIB, "{sample:?}");
+        assert_eq!(sample.start_ticks, process.start_ticks);
+        let other = ProcessId { start_ticks: process.start_ticks + 1, ..process };
+        assert!(read(other).is_err(), "another process with the same pid");
+    }
+}

@@ -1,0 +1,319 @@
+//! What the agent must know after a crash or a power cut: one small file, always replaced whole.
+//!
+//! Layout: `BTES`, version u16, body length u32 (little endian), body (postcard of [`State`]),
+//! CRC-32 (ISO-HDLC) over all before it.
+
+use std::path::{Path, PathBuf};
+
+use brokertuner_core::Settings;
+use crc::{CRC_32_ISO_HDLC, Crc};
+use serde::{Deserialize, Serialize};
+
+use crate::fs::{self, FileError, Files, MODE_STATE};
+use crate::pid::ProcessId;
+
+const MAGIC: [u8; 4] = *b"BTES";
+const VERSION: u16 = 1;
+const HEADER_BYTES: usize = 10;
+const CRC_BYTES: usize = 4;
+const CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISO_HDLC);
+/// Restarts that are remembered: more than any budget per day.
+pub const RESTARTS_MAX: usize = 64;
+
+/// SHA-256 of a drop-in.
+pub type Digest = [u8; 32];
+
+/// The agent's memory.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// What the drop-in says; `None` where there is to be no drop-in.
+    pub written: Option<Settings>,
+    /// SHA-256 of the drop-in as it was written: another one means that someone edited it.
+    pub written_sha256: Option<Digest>,
+    /// The last drop-in that stood its verification; `None`: no drop-in.
+    pub good: Option<Settings>,
+    /// What the running broker has taken over, and which process that is.
+    pub effective: Option<Effective>,
+    /// What was last decided, applied or not.
+    pub wanted: Option<Settings>,
+    /// A change that is under way; found at a start, it was cut short.
+    pub intent: Option<Intent>,
+    /// Changes in a row that had to be taken back.
+    pub failures: u32,
+    /// When the broker was restarted, in Unix seconds, oldest first, [`RESTARTS_MAX`] at most.
+    pub restarts_unix_s: Vec<u64>,
+    /// No change before this Unix second, after failures.
+    pub hold_until_unix_s: Option<u64>,
+}
+
+/// Settings in force in one process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Effective {
+    /// The process.
+    pub process: ProcessId,
+    /// What it runs with, as far as the drop-in goes.
+    pub settings: Settings,
+}
+
+/// How a change reaches the broker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum How {
+    /// It reads its files again; nobody is disconnected.
+    Reload,
+    /// It ends and starts again; every client is disconnected.
+    Restart,
+}
+
+/// A change under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Intent {
+    /// The drop-in before; `None`: there was none.
+    pub from: Option<Settings>,
+    /// The drop-in after.
+    pub to: Option<Settings>,
+    /// The drop-in in between, that states the site's values of options about to be given up.
+    pub interim: Option<Settings>,
+    /// The same on the way back, should the change have to be taken back.
+    pub interim_back: Option<Settings>,
+    /// How it is made effective.
+    pub how: How,
+    /// The broker's process when the change began.
+    pub before: ProcessId,
+    /// The change failed and is being taken back.
+    pub back: bool,
+}
+
+impl State {
+    /// Notes a restart, forgetting the oldest.
+    pub fn note_restart(&mut self, unix_s: u64) {
+        if self.restarts_unix_s.len() >= RESTARTS_MAX {
+            self.restarts_unix_s.remove(0);
+        }
+        self.restarts_unix_s.push(unix_s);
+    }
+}
+
+/// Why the state can't be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// The file system.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The bytes are no state of this program.
+    #[error("{}: {reason}; edge goes on without it, holding first; what it had written stays in the drop-in", path.display())]
+    Corrupt {
+        /// The state file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Written by a newer edge.
+    #[error("{}: written by a newer edge (state version {found}, this one reads {VERSION}); install that edge again, or move the file away", path.display())]
+    Version {
+        /// The state file.
+        path: PathBuf,
+        /// Its version.
+        found: u16,
+    },
+}
+
+/// The state file's bytes.
+#[must_use]
+pub fn encode(state: &State) -> Vec<u8> {
+    // Postcard into a growing vector of types that all have a wire format: it has no way to fail.
+    let body = postcard::to_allocvec(state).unwrap_or_default();
+    let mut bytes = Vec::with_capacity(HEADER_BYTES + body.len() + CRC_BYTES);
+    bytes.extend_from_slice(&MAGIC);
+    bytes.extend_from_slice(&VERSION.to_le_bytes());
+    bytes.extend_from_slice(&u32::try_from(body.len()).unwrap_or(u32::MAX).to_le_bytes());
+    bytes.extend_from_slice(&body);
+    bytes.extend_from_slice(&CRC.checksum(&bytes).to_le_bytes());
+    bytes
+}
+
+/// Reads a state file's bytes. Never panics.
+///
+/// # Errors
+/// [`StateError::Corrupt`] or [`StateError::Version`], naming `path`.
+pub fn decode(path: &Path, bytes: &[u8]) -> Result<State, StateError> {
+    let corrupt = |reason: &str| StateError::Corrupt { path: path.into(), reason: reason.into() };
+    let (head, rest) = bytes.split_at_checked(HEADER_BYTES).ok_or_else(|| corrupt("too short"))?;
+    let [m0, m1, m2, m3, v0, v1, l0, l1, l2, l3] = *head else { return Err(corrupt("too short")) };
+    if [m0, m1, m2, m3] != MAGIC {
+        return Err(corrupt("no state file of edge"));
+    }
+    let found = u16::from_le_bytes([v0, v1]);
+    if found > VERSION {
+        return Err(StateError::Version { path: path.into(), found });
+    }
+    let length = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
+    let (body, crc) = rest.split_at_checked(length).ok_or_else(|| corrupt("cut short"))?;
+    let crc: [u8; CRC_BYTES] = crc.try_into().map_err(|_| corrupt("of the wrong length"))?;
+    if CRC.checksum(&bytes[..HEADER_BYTES + length]) != u32::from_le_bytes(crc) {
+        return Err(corrupt("checksum does not match: damaged"));
+    }
+    let state: State = postcard::from_bytes(body).map_err(|e| corrupt(&e.to_string()))?;
+    if state.settings().all(|settings| in_table(&settings)) {
+        Ok(state)
+    } else {
+        Err(corrupt("it holds a setting that the knob table does not permit"))
+    }
+}
+
+impl State {
+    /// Every set of settings that is remembered.
+    fn settings(&self) -> impl Iterator<Item = Settings> {
+        let intent =
+            self.intent.map(|intent| [intent.from, intent.to, intent.interim, intent.interim_back]);
+        [self.written, self.good, self.wanted, self.effective.map(|e| e.settings)]
+            .into_iter()
+            .chain(intent.into_iter().flatten())
+            .flatten()
+    }
+}
+
+/// Deserialising goes round the table's own check; this is that check.
+fn in_table(settings: &Settings) -> bool {
+    settings.iter().all(|(knob, setting)| match setting.value() {
+        Some(value) => knob.spec().value(value).is_ok(),
+        None => true,
+    })
+}
+
+/// Where the state lies.
+#[derive(Debug, Clone)]
+pub struct StateStore {
+    path: PathBuf,
+}
+
+impl StateStore {
+    /// The state file of a state directory.
+    #[must_use]
+    pub fn in_dir(dir: &Path) -> Self {
+        Self { path: dir.join("edge.state") }
+    }
+
+    /// The file's path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The stored state; the default where none was stored yet.
+    ///
+    /// # Errors
+    /// [`StateError`]; after [`StateError::Corrupt`] the caller may go on, carefully, from the
+    /// default.
+    pub fn load(&self, files: &dyn Files) -> Result<State, StateError> {
+        match files.read(&self.path).map_err(fs::at("read", &self.path))? {
+            Some(bytes) => decode(&self.path, &bytes),
+            None => Ok(State::default()),
+        }
+    }
+
+    /// Stores the state so that a crash leaves the old one or the new.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub fn save(&self, files: &dyn Files, state: &State) -> Result<(), FileError> {
+        fs::replace(files, &self.path, Some(&encode(state)), MODE_STATE)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+pub(crate) mod tests {
+    use super::*;
+    use brokertuner_core::Knob;
+    use proptest::prelude::*;
+
+    fn some_state() -> State {
+        let mut written = Settings::UNWRITTEN;
+        written.set(Knob::InflightMessagesMax, 1000).unwrap();
+        let process = ProcessId { pid: 7, start_ticks: 99 };
+        let to = Some(written);
+        let how = How::Restart;
+        State {
+            written: Some(written),
+            written_sha256: Some([7; 32]),
+            effective: Some(Effective { process, settings: written }),
+            intent: Some(Intent {
+                from: None,
+                to,
+                interim: None,
+                interim_back: to,
+                how,
+                before: process,
+                back: true,
+            }),
+            restarts_unix_s: vec![1, 2, 3],
+            ..State::default()
+        }
+    }
+
+    #[test]
+    fn what_is_stored_is_read_back() {
+        let state = some_state();
+        assert_eq!(decode(Path::new("s"), &encode(&state)).unwrap(), state);
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_cut_is_noticed() {
+        let bytes = encode(&some_state());
+        for end in 0..bytes.len() {
+            assert!(decode(Path::new("s"), &bytes[..end]).is_err(), "cut to {end} bytes");
+        }
+        for bit in 0..bytes.len() * 8 {
+            let mut damaged = bytes.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert!(decode(Path::new("s"), &damaged).is_err(), "bit {bit} flipped");
+        }
+    }
+
+    #[test]
+    fn a_value_outside_the_table_is_no_state_of_ours() {
+        // The largest queue is 65536: three bytes of varint, the last of which is made larger.
+        let mut written = Settings::UNWRITTEN;
+        written.set(Knob::QueuedMessagesMax, 65_536).unwrap();
+        let state = State { written: Some(written), ..State::default() };
+        let mut bytes = encode(&state);
+        let at = bytes.windows(3).position(|w| w == [0x80, 0x80, 0x04]).unwrap();
+        bytes[at + 2] = 0x05;
+        let end = bytes.len() - CRC_BYTES;
+        let crc = CRC.checksum(&bytes[..end]).to_le_bytes();
+        bytes[end..].copy_from_slice(&crc);
+        let error = decode(Path::new("s"), &bytes).unwrap_err().to_string();
+        assert!(error.contains("knob table"), "{error}");
+    }
+
+    #[test]
+    fn a_newer_version_is_told_from_damage() {
+        let mut bytes = encode(&State::default());
+        bytes[4] = 9;
+        assert!(matches!(
+            decode(Path::new("s"), &bytes),
+            Err(StateError::Version { found: 9, .. })
+        ));
+    }
+
+    #[test]
+    fn restarts_are_bounded() {
+        let mut state = State::default();
+        (0..1000).for_each(|second| state.note_restart(second));
+        assert_eq!(state.restarts_unix_s.len(), RESTARTS_MAX);
+        assert_eq!(state.restarts_unix_s.last(), Some(&999));
+    }
+
+    proptest! {
+        #[test]
+        fn random_bytes_never_panic(body in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = decode(Path::new("s"), &body);
+            let mut framed = b"BTES\x01\x00".to_vec();
+            framed.extend_from_slice(&u32::try_from(body.len()).unwrap().to_le_bytes());
+            framed.extend_from_slice(&body);
+            framed.extend_from_slice(&CRC.checksum(&framed).to_le_bytes());
+            let _ = decode(Path::new("s"), &framed);
+        }
+    }
+}

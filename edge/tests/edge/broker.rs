@@ -1,0 +1,189 @@
+//! A Mosquitto under supervision, as on a gateway: ended by a signal, it is started again.
+
+use std::fs::{self, File};
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use brokertuner_edge::apply::{Applier, Paths};
+use brokertuner_edge::control::{Broker as _, LiveBroker, Method};
+use brokertuner_edge::fs::RealFiles;
+use brokertuner_edge::pid::PidFinder;
+use brokertuner_edge::ready;
+use tempfile::TempDir;
+
+const INSTALL: &str = "Mosquitto is missing: sudo apt-get install -y mosquitto";
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Polls until `done` answers, and fails the test after [`PATIENCE`].
+pub(crate) fn eventually<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(result) = done() {
+            return result;
+        }
+        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn mosquitto() -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain([PathBuf::from("/usr/sbin")])
+        .map(|dir| dir.join("mosquitto"))
+        .find(|candidate| candidate.is_file())
+        .expect(INSTALL)
+}
+
+pub(crate) struct Broker {
+    pub(crate) dir: TempDir,
+    pub(crate) address: SocketAddr,
+    stop: Arc<AtomicBool>,
+    supervisor: Option<JoinHandle<()>>,
+}
+
+impl Broker {
+    /// Starts a broker; `extra` goes into the main file before `include_dir`.
+    pub(crate) fn start(extra: &str) -> Self {
+        let mut tries = 0..5;
+        loop {
+            // The port may be taken between the two binds: then another one.
+            tries.next().expect("no port stays free");
+            let broker = Self::start_once(extra);
+            if ready::wait(&broker.live(), None, Duration::from_secs(5)).is_ok() {
+                return broker;
+            }
+            eprintln!("{}", broker.log());
+        }
+    }
+
+    fn start_once(extra: &str) -> Self {
+        let dir = TempDir::new().unwrap();
+        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let root = dir.path().display();
+        fs::create_dir(dir.path().join("conf.d")).unwrap();
+        let sys = if extra.contains("sys_interval") { "" } else { "sys_interval 1\n" };
+        let access = if extra.contains("allow_anonymous") { "" } else { "allow_anonymous true\n" };
+        let main = format!(
+            "listener {} 127.0.0.1\n{access}{sys}pid_file {root}/mosquitto.pid\n\
+             log_dest stderr\nuser root\n{extra}\ninclude_dir {root}/conf.d\n",
+            address.port(),
+        );
+        fs::write(dir.path().join("mosquitto.conf"), main).unwrap();
+        // Stands for a broker that refuses a configuration.
+        let script = format!(
+            "#!/bin/sh\ngrep -qs 'max_inflight_messages 4000' {root}/conf.d/*.conf && exit 3\n\
+             exec {} -c {root}/mosquitto.conf\n",
+            mosquitto().display()
+        );
+        fs::write(dir.path().join("start"), script).unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let (path, stopped) = (dir.path().to_path_buf(), Arc::clone(&stop));
+        let supervisor = thread::spawn(move || supervise(&path, &stopped));
+        Self { dir, address, stop, supervisor: Some(supervisor) }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub(crate) fn drop_in(&self) -> PathBuf {
+        self.path("conf.d/zz-brokertuner.conf")
+    }
+
+    pub(crate) fn restart_command(&self) -> Vec<String> {
+        let kill = format!("kill -TERM $(cat {})", self.path("mosquitto.pid").display());
+        vec!["/bin/sh".into(), "-c".into(), kill]
+    }
+
+    pub(crate) fn live(&self) -> LiveBroker {
+        LiveBroker {
+            address: self.address,
+            client_id: "test".into(),
+            credentials: None,
+            finder: PidFinder::pid_file(&self.path("mosquitto.pid"), self.address),
+            reload: Method::Signal,
+            restart: Method::Command(self.restart_command()),
+            command_timeout: PATIENCE,
+            answer_timeout: Duration::from_secs(2),
+        }
+    }
+
+    pub(crate) fn applier(&self) -> Applier {
+        fs::create_dir_all(self.path("state")).unwrap();
+        let paths =
+            Paths { drop_in: self.drop_in(), state_dir: self.path("state"), database: None };
+        let (applier, damage) =
+            Applier::open(Box::new(RealFiles), Box::new(self.live()), paths).unwrap();
+        assert!(damage.is_none(), "{damage:?}");
+        applier
+    }
+
+    pub(crate) fn pid(&self) -> i32 {
+        eventually("a process", || self.live().process().ok()).pid
+    }
+
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.path("log")).unwrap_or_default()
+    }
+
+    /// A configuration for edge; `extra` is added at its end.
+    pub(crate) fn edge_config(&self, model: &Path, extra: &str) -> PathBuf {
+        let root = self.dir.path().display();
+        let file = self.path("edge.toml");
+        let text = format!(
+            "[broker]\nport = {}\ndrop_in = \"{root}/conf.d/zz-brokertuner.conf\"\n\
+             main_conf = \"{root}/mosquitto.conf\"\n\
+             [pid]\nsource = \"file\"\npid_file = \"{root}/mosquitto.pid\"\n\
+             [control]\nreload = \"signal\"\nrestart = \"command\"\nrestart_command = {:?}\n\
+             [model]\npath = \"{}\"\n\
+             [agent]\nstate_dir = \"{root}/state\"\n{extra}",
+            self.address.port(),
+            self.restart_command(),
+            model.display()
+        );
+        fs::write(&file, text).unwrap();
+        file
+    }
+}
+
+fn supervise(dir: &Path, stop: &AtomicBool) {
+    let mut child: Option<Child> = None;
+    while !stop.load(Ordering::Relaxed) {
+        match &mut child {
+            Some(running) => {
+                if running.try_wait().unwrap().is_some() {
+                    child = None;
+                }
+            }
+            None => {
+                let log = File::options().create(true).append(true).open(dir.join("log")).unwrap();
+                let started = Command::new("/bin/sh")
+                    .arg(dir.join("start"))
+                    .stdout(Stdio::null())
+                    .stderr(log)
+                    .spawn();
+                child = Some(started.unwrap());
+            }
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    if let Some(mut running) = child {
+        let _ = running.kill();
+        let _ = running.wait();
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(supervisor) = self.supervisor.take() {
+            let _ = supervisor.join();
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! A model that always wants the same: its weights are zero, its output biases the answer.
+
+use std::path::Path;
+
+use brokertuner_core::KNOB_COUNT;
+use brokertuner_core::features::Schema;
+use brokertuner_core::knobs;
+use brokertuner_core::model::{BoundsParts, Card, InputParts, LayerParts, Model, ModelParts};
+use brokertuner_core::settings::{Action, SiteValues};
+use brokertuner_core::{Knob, Settings};
+
+/// Writes a model whose action is that of `values`.
+pub(crate) fn write(path: &Path, values: &[(Knob, u64)]) {
+    let mut settings = Settings::UNWRITTEN;
+    for &(knob, value) in values {
+        settings.set(knob, value).unwrap();
+    }
+    std::fs::write(path, bytes(&settings.encode(&SiteValues::default()))).unwrap();
+}
+
+fn bytes(action: &Action) -> Vec<u8> {
+    let inputs = Schema::Edge.len();
+    let ones = |count: usize| 1i32.to_le_bytes().repeat(count);
+    let zeros = vec![0; inputs * KNOB_COUNT * 8];
+    let bias: Vec<u8> = action.iter().flat_map(|&raw| bias(raw).to_le_bytes()).collect();
+    let (one, eleven, shift) = (ones(1), ones(KNOB_COUNT), [1; KNOB_COUNT]);
+    let layer = |inputs: usize, outputs: usize| LayerParts {
+        weights: &zeros[..inputs * outputs],
+        bias: &zeros[..outputs * 4],
+        multiplier: &one,
+        shift: &shift[..outputs],
+    };
+    let last = LayerParts { bias: &bias, multiplier: &eleven, ..layer(1, KNOB_COUNT) };
+    let flat = &zeros[..inputs * 4];
+    let parts = ModelParts {
+        counter: 0,
+        signed: false,
+        knob_fingerprint: knobs::FINGERPRINT,
+        schema_id: Schema::Edge.id(),
+        schema_fingerprint: Schema::Edge.fingerprint(),
+        step_ms: 5000,
+        shape: [u16::try_from(inputs).unwrap(), 1, 1, 11],
+        input: InputParts { mean: flat, inv_std: flat, observed_min: flat, observed_max: flat },
+        layers: [layer(inputs, 1), layer(1, 1), last],
+        bounds: BoundsParts {
+            min: &zeros[..KNOB_COUNT * 8],
+            max: &zeros[..KNOB_COUNT * 8],
+            tuned: 0x7FF,
+        },
+        card: Card { seed: 1, steps: 0, scenarios: "", broker_versions: "", scores: "" },
+    };
+    let mut out = vec![0; 64 * 1024];
+    let length = Model::new(parts).unwrap().write(&mut out).unwrap();
+    out.truncate(length);
+    out
+}
+
+/// The accumulator that comes out as `raw`: halved by the shift, in 1/4096, through tanh.
+fn bias(raw: i8) -> i32 {
+    let target = (f64::from(raw) / 127.0).clamp(-0.9999, 0.9999);
+    #[allow(clippy::cast_possible_truncation, reason = "at most 5 times 8192")]
+    let bias = (target.atanh() * 4096.0 * 2.0).round() as i32;
+    bias
+}

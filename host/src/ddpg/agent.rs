@@ -1,0 +1,422 @@
+//! The agent: networks, replay, and the update.
+
+use super::adam::{Adam, narrow, polyak};
+use super::net::{Mlp, Tape, row_sum, tanh, tanh_into};
+use super::noise::Noise;
+use super::normaliser::Normaliser;
+use super::quantise::snap;
+use super::replay::{Pending, Replay, Transition, collect};
+use super::{DdpgError, Hyper};
+use rand::{RngExt, SeedableRng};
+use rand_pcg::Pcg32;
+
+/// What an update found.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Losses {
+    /// Mean squared error of the critics against the target; the mean of both where there are two.
+    pub critic: f32,
+    /// Mean value that the first critic gave to the batch.
+    pub q_mean: f32,
+    /// What the actor's update saw, where it was its turn.
+    pub actor: Option<ActorLosses>,
+}
+
+/// What an update of the actor found.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ActorLosses {
+    /// Mean of the first critic's value of the policy's actions, negated, plus the charge for
+    /// saturation.
+    pub loss: f32,
+    /// Share of the batch's actions whose pre-tanh value is beyond the limit.
+    pub saturated_share: f32,
+}
+
+/// A critic, its target and its optimiser.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Critic {
+    pub(super) net: Mlp,
+    pub(super) target: Mlp,
+    pub(super) adam: Adam,
+}
+
+/// A DDPG agent for states of `state_dim` raw features and actions of `action_dim` numbers in
+/// -1 to 1.
+#[derive(Clone, Debug)]
+pub struct Agent {
+    pub(super) hyper: Hyper,
+    pub(super) state_dim: usize,
+    pub(super) action_dim: usize,
+    pub(super) seed: u64,
+    /// f32 master weights.
+    pub(super) actor: Mlp,
+    /// The master weights on the int8 grid: what acts.
+    pub(super) snapped: Mlp,
+    pub(super) actor_target: Mlp,
+    pub(super) actor_adam: Adam,
+    pub(super) critics: Vec<Critic>,
+    pub(super) normaliser: Normaliser,
+    pub(super) replay: Replay,
+    pub(super) pending: Vec<Pending>,
+    pub(super) noise: Noise,
+    /// Draws batches.
+    pub(super) learn_rng: Pcg32,
+    /// Draws exploration, so that it does not depend on the number of updates.
+    pub(super) explore_rng: Pcg32,
+    /// Transitions observed.
+    pub(super) observed: u64,
+    /// Critic updates made.
+    pub(super) updates: u64,
+    work: Work,
+}
+
+/// Buffers of an update; nothing in them outlives it.
+#[derive(Clone, Debug)]
+struct Work {
+    actor: Tape,
+    target_actor: Tape,
+    critic: Tape,
+    actions: Vec<f32>,
+    rewards: Vec<f32>,
+    discounts: Vec<f32>,
+    targets: Vec<f32>,
+    grads: Vec<f32>,
+}
+
+impl Agent {
+    /// A fresh agent; all that is random about it follows from `seed`.
+    ///
+    /// # Errors
+    /// [`DdpgError::Hyper`], or [`DdpgError::Length`] for a dimension of 0.
+    pub fn new(
+        hyper: Hyper,
+        state_dim: usize,
+        action_dim: usize,
+        seed: u64,
+    ) -> Result<Self, DdpgError> {
+        hyper.validate()?;
+        for (what, found) in [("features of a state", state_dim), ("actions", action_dim)] {
+            DdpgError::check_length(what, found, found.max(1))?;
+        }
+        let mut learn_rng = Pcg32::seed_from_u64(seed);
+        let explore_rng = Pcg32::seed_from_u64(seed ^ 0x6578_706c_6f72_6521);
+        let [hidden1, hidden2] = hyper.hidden;
+        let final_init = narrow(hyper.final_init);
+        let actor_dims = [state_dim, hidden1, hidden2, action_dim];
+        let actor = Mlp::new(&actor_dims, final_init, false, &mut learn_rng);
+        let critic_dims = [state_dim + action_dim, hidden1, hidden2, 1];
+        let critic = |_| {
+            let norm = hyper.critic_layer_norm;
+            let net = Mlp::new(&critic_dims, final_init, norm, &mut learn_rng);
+            let adam = Adam::new(net.params.len(), hyper.critic_lr, hyper.critic_weight_decay);
+            Critic { target: net.clone(), adam, net }
+        };
+        let critics: Vec<Critic> =
+            (0..1 + usize::from(hyper.clipped_double_q)).map(critic).collect();
+        let mut snapped = actor.clone();
+        snap(&actor, &mut snapped);
+        Ok(Agent {
+            state_dim,
+            action_dim,
+            seed,
+            actor_target: actor.clone(),
+            actor_adam: Adam::new(actor.params.len(), hyper.actor_lr, 0.0),
+            work: Work::new(&actor, &critics[0].net, hyper.batch),
+            actor,
+            snapped,
+            critics,
+            normaliser: Normaliser::new(state_dim, hyper.normalise, hyper.normalise_std_min),
+            replay: Replay::new(state_dim, action_dim, hyper.replay_capacity),
+            pending: Vec::new(),
+            noise: Noise::default(),
+            learn_rng,
+            explore_rng,
+            observed: 0,
+            updates: 0,
+            hyper,
+        })
+    }
+
+    /// Its hyperparameters.
+    #[must_use]
+    pub fn hyper(&self) -> &Hyper {
+        &self.hyper
+    }
+
+    /// Features of a state.
+    #[must_use]
+    pub fn state_dim(&self) -> usize {
+        self.state_dim
+    }
+
+    /// Transitions in the replay buffer.
+    #[must_use]
+    pub fn replay_count(&self) -> usize {
+        self.replay.len()
+    }
+
+    /// The seed it was made from.
+    #[must_use]
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// Transitions observed so far.
+    #[must_use]
+    pub fn observed(&self) -> u64 {
+        self.observed
+    }
+
+    /// Updates made so far.
+    #[must_use]
+    pub fn updates(&self) -> u64 {
+        self.updates
+    }
+
+    /// Raw states in the replay buffer, the oldest first where it has not wrapped; at most `count`,
+    /// evenly spread. For [`Agent::quantise`].
+    #[must_use]
+    pub fn replay_states(&self, count: usize) -> Vec<Vec<f32>> {
+        let stored = self.replay.len();
+        let count = count.min(stored);
+        let index = |number| number * stored / count;
+        (0..count).map(|number| self.replay.row(index(number)).state.to_vec()).collect()
+    }
+
+    /// The policy's action for raw features, each in -1 to 1; missing features are not-a-number.
+    /// A `state` that is too short is filled up with missing features.
+    #[must_use]
+    pub fn act(&self, state: &[f32]) -> Vec<f32> {
+        let state: Vec<f32> =
+            (0..self.state_dim).map(|index| *state.get(index).unwrap_or(&f32::NAN)).collect();
+        self.act_batch(&state, 1)
+    }
+
+    /// The policy's actions for `features x batch` raw states; `actions x batch`.
+    pub(super) fn act_batch(&self, states: &[f32], batch: usize) -> Vec<f32> {
+        let mut tape = Tape::new(&self.snapped, batch);
+        tape.input().copy_from_slice(states);
+        self.normaliser.apply(tape.input(), batch);
+        self.snapped.forward(&mut tape);
+        tape.output().iter().map(|&value| tanh(value)).collect()
+    }
+
+    /// The action to take in training in environment `lane`: uniformly random during the warm-up,
+    /// then the policy's with noise, clamped to -1 to 1.
+    pub fn act_noisy(&mut self, lane: usize, state: &[f32]) -> Vec<f32> {
+        if self.observed < self.hyper.warm_up_steps {
+            let random = |_| self.explore_rng.random_range(-1.0..=1.0);
+            return (0..self.action_dim).map(random).collect();
+        }
+        let mut action = self.act(state);
+        let noise = self.noise.next(
+            self.hyper.noise,
+            self.hyper.ou_theta,
+            self.hyper.sigma(self.observed),
+            (lane, self.action_dim),
+            &mut self.explore_rng,
+        );
+        for (action, noise) in action.iter_mut().zip(noise) {
+            *action = (*action + narrow(noise)).clamp(-1.0, 1.0);
+        }
+        action
+    }
+
+    /// Takes in a transition: into the statistics of the features and into the replay buffer.
+    ///
+    /// # Errors
+    /// [`DdpgError::Length`] or [`DdpgError::NotFinite`]; nothing has changed then.
+    pub fn observe(&mut self, transition: &Transition<'_>) -> Result<(), DdpgError> {
+        let lengths = [
+            ("features of a state", transition.state.len(), self.state_dim),
+            ("features of a next state", transition.next_state.len(), self.state_dim),
+            ("actions", transition.action.len(), self.action_dim),
+        ];
+        for (what, found, expected) in lengths {
+            DdpgError::check_length(what, found, expected)?;
+        }
+        if !transition.reward.is_finite() {
+            return Err(DdpgError::NotFinite { what: "the reward" });
+        }
+        if !transition.action.iter().all(|action| action.is_finite()) {
+            return Err(DdpgError::NotFinite { what: "an action" });
+        }
+        self.normaliser.observe(transition.state);
+        let gamma = narrow(self.hyper.gamma_step());
+        collect(&mut self.pending, &mut self.replay, transition, gamma, self.hyper.n_step);
+        if transition.done || transition.truncated {
+            self.noise.reset(transition.lane);
+        }
+        self.observed += 1;
+        Ok(())
+    }
+
+    /// One gradient step on a random batch; `None` until the warm-up is over.
+    ///
+    /// In the order of the paper's algorithm: targets, critics, actor, soft update.
+    pub fn update(&mut self) -> Option<Losses> {
+        if self.observed < self.hyper.warm_up_steps.max(1) || self.replay.len() == 0 {
+            return None;
+        }
+        self.draw_batch();
+        self.compute_targets();
+        let (critic, q_mean) = self.update_critics();
+        self.updates += 1;
+        let actors_turn = self.updates.is_multiple_of(self.hyper.policy_delay);
+        let actor = actors_turn.then(|| {
+            let losses = self.update_actor();
+            self.update_targets();
+            losses
+        });
+        Some(Losses { critic, q_mean, actor })
+    }
+
+    /// Fills the work buffers with random rows, transposed and normalised.
+    fn draw_batch(&mut self) {
+        let batch = self.hyper.batch;
+        let work = &mut self.work;
+        for index in 0..batch {
+            let row = self.replay.sample(&mut self.learn_rng);
+            scatter(row.state, work.actor.input(), index, batch);
+            scatter(row.next_state, work.target_actor.input(), index, batch);
+            scatter(row.action, &mut work.actions, index, batch);
+            work.rewards[index] = row.reward;
+            work.discounts[index] = row.discount;
+        }
+        self.normaliser.apply(work.actor.input(), batch);
+        self.normaliser.apply(work.target_actor.input(), batch);
+    }
+
+    /// `reward + discount * (smallest) target critic of (next state, target actor's action)`.
+    fn compute_targets(&mut self) {
+        let states = self.state_dim * self.hyper.batch;
+        let work = &mut self.work;
+        self.actor_target.forward(&mut work.target_actor);
+        work.targets.fill(f32::INFINITY);
+        for critic in &self.critics {
+            let input = work.critic.input();
+            input[..states].copy_from_slice(work.target_actor.input());
+            tanh_into(&mut input[states..], work.target_actor.output());
+            critic.target.forward(&mut work.critic);
+            for (target, &value) in work.targets.iter_mut().zip(work.critic.output()) {
+                *target = target.min(value);
+            }
+        }
+        let terms = work.rewards.iter().zip(&work.discounts);
+        for (target, (reward, discount)) in work.targets.iter_mut().zip(terms) {
+            *target = reward + discount * *target;
+        }
+    }
+
+    /// One step of each critic towards the targets; mean squared error and mean value.
+    fn update_critics(&mut self) -> (f32, f32) {
+        let batch = self.hyper.batch;
+        let share = (batch as f32).recip();
+        let states = self.state_dim * batch;
+        let work = &mut self.work;
+        let (mut loss, mut q_mean) = (0.0, 0.0);
+        for (index, critic) in self.critics.iter_mut().enumerate() {
+            let input = work.critic.input();
+            input[..states].copy_from_slice(work.actor.input());
+            input[states..].copy_from_slice(&work.actions);
+            critic.net.forward(&mut work.critic);
+            if index == 0 {
+                q_mean = row_sum(work.critic.output()) * share;
+            }
+            let errors: Vec<f32> = work
+                .critic
+                .output()
+                .iter()
+                .zip(&work.targets)
+                .map(|(q, target)| q - target)
+                .collect();
+            for (grad, error) in work.critic.output_grad().iter_mut().zip(&errors) {
+                *grad = 2.0 * error * share;
+            }
+            loss += errors.iter().map(|error| error * error).sum::<f32>() * share;
+            let grads = &mut work.grads[..critic.net.params.len()];
+            critic.net.backward(&mut work.critic, Some(&mut *grads), 0..0);
+            critic.adam.step(&mut critic.net.params, grads);
+        }
+        (loss / self.critics.len() as f32, q_mean)
+    }
+
+    /// One step of the actor up the first critic's value.
+    fn update_actor(&mut self) -> ActorLosses {
+        let losses = self.actor_gradient();
+        let grads = &self.work.grads[..self.actor.params.len()];
+        self.actor_adam.step(&mut self.actor.params, grads);
+        snap(&self.actor, &mut self.snapped);
+        losses
+    }
+
+    /// Gradient of the actor's loss on the batch, left in `work.grads`.
+    fn actor_gradient(&mut self) -> ActorLosses {
+        let batch = self.hyper.batch;
+        let share = (batch as f32).recip();
+        let states = self.state_dim * batch;
+        let work = &mut self.work;
+        self.snapped.forward(&mut work.actor);
+        let input = work.critic.input();
+        input[..states].copy_from_slice(work.actor.input());
+        tanh_into(&mut input[states..], work.actor.output());
+        let critic = &self.critics[0].net;
+        critic.forward(&mut work.critic);
+        let q_mean = row_sum(work.critic.output()) * share;
+        work.critic.output_grad().fill(-share);
+        let rows = self.state_dim..self.state_dim + self.action_dim;
+        critic.backward(&mut work.critic, None, rows);
+
+        let limit = narrow(self.hyper.preactivation_limit);
+        let price = narrow(self.hyper.preactivation_penalty);
+        let values = work.actor.output().to_vec();
+        let by_action = &work.critic.input_grad()[states..];
+        let actions = &work.critic.values(0)[states..];
+        let (mut charge, mut saturated) = (0.0, 0usize);
+        let terms = values.iter().zip(actions).zip(by_action);
+        for (grad, ((value, action), by_action)) in work.actor.output_grad().iter_mut().zip(terms) {
+            let excess = value.abs() - limit;
+            *grad = by_action * (1.0 - action * action);
+            if excess > 0.0 {
+                *grad += 2.0 * price * excess * value.signum() * share;
+                charge += price * excess * excess * share;
+                saturated += 1;
+            }
+        }
+        let grads = &mut work.grads[..self.snapped.params.len()];
+        self.snapped.backward(&mut work.actor, Some(grads), 0..0);
+        let saturated_share = saturated as f32 / values.len() as f32;
+        ActorLosses { loss: charge - q_mean, saturated_share }
+    }
+
+    /// Moves all targets towards the trained networks.
+    fn update_targets(&mut self) {
+        let tau = narrow(self.hyper.tau);
+        polyak(&mut self.actor_target.params, &self.actor.params, tau);
+        for critic in &mut self.critics {
+            polyak(&mut critic.target.params, &critic.net.params, tau);
+        }
+    }
+}
+
+impl Work {
+    fn new(actor: &Mlp, critic: &Mlp, batch: usize) -> Self {
+        let actions = actor.dims().last().map_or(0, |dim| dim * batch);
+        Work {
+            actor: Tape::new(actor, batch),
+            target_actor: Tape::new(actor, batch),
+            critic: Tape::new(critic, batch),
+            actions: vec![0.0; actions],
+            rewards: vec![0.0; batch],
+            discounts: vec![0.0; batch],
+            targets: vec![0.0; batch],
+            grads: vec![0.0; actor.params.len().max(critic.params.len())],
+        }
+    }
+}
+
+/// Writes `values` as column `index` of a matrix with `batch` columns.
+fn scatter(values: &[f32], matrix: &mut [f32], index: usize, batch: usize) {
+    for (slot, value) in matrix.iter_mut().skip(index).step_by(batch).zip(values) {
+        *slot = *value;
+    }
+}
