@@ -1,0 +1,336 @@
+//! `host train`: one agent, several environments, two logs, checkpoints.
+
+mod worker;
+
+use crate::ddpg::{Agent, Hyper, Losses, Transition};
+use crate::env::{Environment, StepOutcome};
+use crate::logs::{ActionRow, ProgressRow, TrainLogs};
+use anyhow::Context as _;
+use brokertuner_core::{KNOB_COUNT, KnobSet, quantise_action};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use worker::{Answer, Order, Workers};
+
+/// Checkpoints are named by the transitions observed.
+const CHECKPOINT: &str = "checkpoint-";
+const EXTENSION: &str = "safetensors";
+
+/// The checkpoint in `dir` that saw the most.
+///
+/// # Errors
+/// Where the folder cannot be read or holds none.
+pub fn newest_checkpoint(dir: &Path) -> anyhow::Result<PathBuf> {
+    let entries =
+        std::fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
+    let mut found: Vec<PathBuf> = entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            name.starts_with(CHECKPOINT) && name.ends_with(EXTENSION)
+        })
+        .collect();
+    // Zero-padded numbers: the order of names is the order of numbers.
+    found.sort();
+    found.pop().with_context(|| {
+        format!("{} holds no checkpoint; train without --resume first", dir.display())
+    })
+}
+
+/// How long a run is, and where it leaves its files.
+#[derive(Clone, Debug)]
+pub struct TrainConfig {
+    /// Every hyperparameter of the agent.
+    pub hyper: Hyper,
+    /// Folder of the logs, checkpoints and the final agent.
+    pub out: PathBuf,
+    /// Environment steps after which the run ends, of all environments together.
+    pub steps: u64,
+    /// Wall-clock time after which the run ends.
+    pub duration: Option<Duration>,
+    /// Steps after which an episode ends.
+    pub episode_steps: u64,
+    /// Steps between checkpoints.
+    pub checkpoint_steps: u64,
+    /// Options that the policy moves; the others' outputs are held at 0 so that nothing is learnt
+    /// of them.
+    pub tuned: KnobSet,
+    /// Go on from the newest checkpoint in `out`.
+    pub resume: bool,
+}
+
+/// Why a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ended {
+    /// All steps were taken.
+    Steps,
+    /// The time was up.
+    Duration,
+    /// Ctrl-C.
+    Interrupted,
+}
+
+/// A finished run.
+#[derive(Debug)]
+pub struct Trained {
+    /// The agent as it ended.
+    pub agent: Agent,
+    /// Steps taken, of all environments together.
+    pub steps: u64,
+    /// Episodes finished.
+    pub episodes: u64,
+    /// Mean score of the last quarter of the steps.
+    pub score_mean_last_quarter: f64,
+    /// Why it ended.
+    pub ended: Ended,
+}
+
+/// What the trainer knows of an environment between its answers.
+#[derive(Clone, Debug, Default)]
+struct Seat {
+    state: Vec<f32>,
+    action: [f32; KNOB_COUNT],
+    scenario: String,
+    episode: u64,
+    episode_steps: u64,
+    episode_return: f64,
+    episode_score_sum: f64,
+}
+
+/// One training run.
+struct Run<'a> {
+    config: &'a TrainConfig,
+    agent: Agent,
+    logs: TrainLogs,
+    seats: Vec<Seat>,
+    started: Instant,
+    steps: u64,
+    episodes_begun: u64,
+    episodes: u64,
+    losses: Vec<Losses>,
+    scores: Vec<f64>,
+}
+
+/// Trains in `envs` until the steps, the time or the patience are used up.
+///
+/// # Errors
+/// A log or checkpoint that cannot be written, or an environment that cannot go on; the message
+/// says which.
+pub fn train(
+    envs: Vec<Box<dyn Environment>>,
+    config: &TrainConfig,
+    agent: Agent,
+) -> anyhow::Result<Trained> {
+    std::fs::create_dir_all(&config.out)
+        .with_context(|| format!("cannot create {}; choose another --out", config.out.display()))?;
+    let logs = TrainLogs::open(&config.out, config.resume)?;
+    let mut run = Run {
+        config,
+        agent,
+        logs,
+        seats: vec![Seat::default(); envs.len()],
+        started: Instant::now(),
+        steps: 0,
+        episodes_begun: 0,
+        episodes: 0,
+        losses: Vec::new(),
+        scores: Vec::new(),
+    };
+    let workers = Workers::start(envs);
+    let ended = run.drive(&workers)?;
+    drop(workers);
+    run.finish(ended)
+}
+
+impl Run<'_> {
+    fn drive(&mut self, workers: &Workers) -> anyhow::Result<Ended> {
+        for env in 0..workers.len() {
+            self.begin_episode(workers, env);
+        }
+        loop {
+            if crate::broker::interrupted() {
+                return Ok(Ended::Interrupted);
+            }
+            if self.config.duration.is_some_and(|limit| self.started.elapsed() >= limit) {
+                return Ok(Ended::Duration);
+            }
+            let Some((env, answer)) = workers.receive(Duration::from_millis(100)) else { continue };
+            match answer {
+                Answer::Failed(error) => {
+                    return Err(error.context(format!("environment {env} cannot go on")));
+                }
+                Answer::Started { state, scenario } => {
+                    self.seats[env].state = state;
+                    self.seats[env].scenario = scenario;
+                    self.act(workers, env);
+                }
+                Answer::Stepped(outcome) => {
+                    if self.take(workers, env, *outcome)? {
+                        return Ok(Ended::Steps);
+                    }
+                }
+            }
+        }
+    }
+
+    fn begin_episode(&mut self, workers: &Workers, env: usize) {
+        let episode = self.episodes_begun;
+        self.episodes_begun += 1;
+        self.seats[env] = Seat { episode, ..Seat::default() };
+        workers.send(env, Order::Reset(episode));
+    }
+
+    /// 1. Predict, with noise; the environment decodes, applies and waits.
+    fn act(&mut self, workers: &Workers, env: usize) {
+        let mut output = [0.0; KNOB_COUNT];
+        let noisy = self.agent.act_noisy(env, &self.seats[env].state);
+        output.copy_from_slice(&noisy);
+        for (knob, value) in brokertuner_core::Knob::ALL.into_iter().zip(&mut output) {
+            if !self.config.tuned.contains(knob) {
+                *value = 0.0;
+            }
+        }
+        let action = quantise_action(&output);
+        // The critic learns of what was done: the grid's point, not the output before rounding.
+        self.seats[env].action = action.map(|raw| f32::from(raw) / 127.0);
+        workers.send(env, Order::Step(action));
+    }
+
+    /// 2. Remember, 3. learn, 4. log, 5. go on. Answers whether the run is over.
+    fn take(
+        &mut self,
+        workers: &Workers,
+        env: usize,
+        outcome: StepOutcome,
+    ) -> anyhow::Result<bool> {
+        self.steps += 1;
+        self.remember(env, &outcome)?;
+        for _ in 0..self.config.hyper.updates_per_step {
+            if let Some(losses) = self.agent.update() {
+                self.losses.push(losses);
+            }
+        }
+        let row = ActionRow {
+            wall_s: self.started.elapsed().as_secs_f64(),
+            step: self.steps,
+            env,
+            episode: self.seats[env].episode,
+            ..outcome.row
+        };
+        self.logs.action(&row)?;
+        self.report(&row);
+        if self.steps.is_multiple_of(self.config.checkpoint_steps) {
+            self.checkpoint()?;
+        }
+        let is_over = self.seats[env].episode_steps >= self.config.episode_steps;
+        if is_over || outcome.is_cut {
+            self.end_episode(env)?;
+        }
+        if self.steps >= self.config.steps {
+            return Ok(true);
+        }
+        if is_over {
+            self.begin_episode(workers, env);
+        } else {
+            self.act(workers, env);
+        }
+        Ok(false)
+    }
+
+    fn remember(&mut self, env: usize, outcome: &StepOutcome) -> anyhow::Result<()> {
+        let seat = &mut self.seats[env];
+        seat.episode_steps += 1;
+        seat.episode_return += outcome.reward;
+        seat.episode_score_sum += outcome.score.unwrap_or(0.0);
+        if let Some(score) = outcome.score {
+            self.scores.push(score);
+        }
+        #[allow(
+            clippy::cast_possible_truncation,
+            reason = "rewards are of order one; f32 is what the nets take"
+        )]
+        let reward = outcome.reward as f32;
+        let truncated = outcome.is_cut || seat.episode_steps >= self.config.episode_steps;
+        self.agent.observe(&Transition {
+            lane: env,
+            state: &seat.state,
+            action: &seat.action,
+            reward,
+            next_state: &outcome.state,
+            // A load goes on for ever: an episode's end is a cut, not a terminal state.
+            done: false,
+            truncated,
+        })?;
+        seat.state.clone_from(&outcome.state);
+        Ok(())
+    }
+
+    fn end_episode(&mut self, env: usize) -> anyhow::Result<()> {
+        self.episodes += 1;
+        let row = self.progress_row(Some(env));
+        self.logs.progress(&row)?;
+        let seat = &mut self.seats[env];
+        (seat.episode_steps, seat.episode_return, seat.episode_score_sum) = (0, 0.0, 0.0);
+        Ok(())
+    }
+
+    fn progress_row(&mut self, env: Option<usize>) -> ProgressRow {
+        let losses = std::mem::take(&mut self.losses);
+        let mean = |of: fn(&Losses) -> Option<f32>| {
+            let values: Vec<f64> = losses.iter().filter_map(of).map(f64::from).collect();
+            values.iter().sum::<f64>() / values.len().max(1) as f64
+        };
+        let seat = env.map(|env| &self.seats[env]).cloned().unwrap_or_default();
+        ProgressRow {
+            step: self.steps,
+            wall_s: self.started.elapsed().as_secs_f64(),
+            episode: self.episodes,
+            env,
+            scenario: seat.scenario,
+            episode_steps: seat.episode_steps,
+            episode_return: seat.episode_return,
+            episode_score_mean: seat.episode_score_sum / seat.episode_steps.max(1) as f64,
+            critic_loss: mean(|loss| Some(loss.critic)),
+            actor_loss: mean(|loss| loss.actor.map(|actor| actor.loss)),
+            q_mean: mean(|loss| Some(loss.q_mean)),
+            noise_sigma: self.config.hyper.sigma(self.agent.observed()),
+            replay_count: self.agent.replay_count(),
+            updates: self.agent.updates(),
+        }
+    }
+
+    fn report(&self, row: &ActionRow) {
+        let of = self.config.duration.map_or_else(
+            || format!("{} of {} steps", row.step, self.config.steps),
+            |limit| format!("{:.0} of {} s, step {}", row.wall_s, limit.as_secs(), row.step),
+        );
+        tracing::info!(
+            env = row.env,
+            scenario = row.scenario,
+            applied = row.applied,
+            score = row.score.map(|score| format!("{score:.3}")),
+            reward = format!("{:.3}", row.reward),
+            "{of}"
+        );
+    }
+
+    fn checkpoint(&self) -> anyhow::Result<()> {
+        let path =
+            self.config.out.join(format!("{CHECKPOINT}{:08}.{EXTENSION}", self.agent.observed()));
+        Ok(self.agent.save(&path, true)?)
+    }
+
+    fn finish(mut self, ended: Ended) -> anyhow::Result<Trained> {
+        let row = self.progress_row(None);
+        self.logs.progress(&row)?;
+        self.checkpoint()?;
+        let last = &self.scores[self.scores.len() - self.scores.len().div_ceil(4)..];
+        Ok(Trained {
+            steps: self.steps,
+            episodes: self.episodes,
+            score_mean_last_quarter: last.iter().sum::<f64>() / last.len().max(1) as f64,
+            agent: self.agent,
+            ended,
+        })
+    }
+}
