@@ -1,0 +1,103 @@
+//! An agent to a model file: quantised, compared with what it was, written whole or not at all.
+
+use crate::ddpg::{self, Agent, Deviation};
+use anyhow::{Context as _, Result};
+use brokertuner_core::features::Schema;
+use brokertuner_core::{KNOBS, KnobSet};
+use std::io::Write as _;
+use std::path::Path;
+
+/// Raw states from the replay buffer that scales are chosen by.
+const CALIBRATION_STATES: usize = 4096;
+/// States on which the int8 policy is compared with the f32 one.
+const COMPARED_STATES: usize = 10_000;
+
+/// What a model says of itself. Seed and steps come from the agent.
+#[derive(Clone, Debug)]
+pub struct About {
+    /// Schema of the states that it was trained on.
+    pub schema: Schema,
+    /// Options that it moves.
+    pub tuned: KnobSet,
+    /// Scenarios trained on.
+    pub scenarios: String,
+    /// Mosquitto versions trained on.
+    pub broker_versions: String,
+    /// Scores at export.
+    pub scores: String,
+}
+
+/// Writes the model of `agent` to `path` and says how far it is from the f32 policy, on states of
+/// its replay buffer and random ones beside them.
+///
+/// # Errors
+/// An agent that has diverged, texts that are too long, a file that cannot be written.
+pub fn export(agent: &Agent, about: &About, path: &Path) -> Result<Deviation> {
+    let calibration = calibration_states(agent);
+    let quantised = agent.quantise(&calibration)?;
+    let bounds: Vec<(u64, u64)> = KNOBS.iter().map(|spec| (spec.min, spec.max)).collect();
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a step is at most an hour and at least a millisecond (Hyper::validate)"
+    )]
+    let step_ms = (agent.hyper().step_s * 1000.0).round() as u32;
+    let bytes = quantised.to_bytes(&ddpg::About {
+        counter: 0,
+        schema: about.schema,
+        step_ms,
+        bounds: &bounds,
+        tuned: about.tuned.bits(),
+        scenarios: &about.scenarios,
+        broker_versions: &about.broker_versions,
+        scores: &about.scores,
+    })?;
+    replace(path, &bytes).with_context(|| format!("cannot write {}", path.display()))?;
+    let states = random_states(agent, &calibration);
+    Ok(ddpg::deviation(agent, &quantised, &states)?)
+}
+
+/// States of the replay buffer; for an agent that has seen nothing, random ones.
+fn calibration_states(agent: &Agent) -> Vec<Vec<f32>> {
+    let seen = agent.replay_states(CALIBRATION_STATES);
+    if seen.is_empty() { random_states(agent, &[]) } else { seen }
+}
+
+/// [`COMPARED_STATES`] states: each feature uniform over the range seen, widened by half of it, so
+/// that states beyond training are compared too.
+fn random_states(agent: &Agent, seen: &[Vec<f32>]) -> Vec<Vec<f32>> {
+    use rand::{RngExt as _, SeedableRng as _};
+    let mut rng = rand_pcg::Pcg64Mcg::seed_from_u64(agent.seed());
+    let ranges: Vec<(f32, f32)> = (0..agent.state_dim())
+        .map(|feature| {
+            let values = seen.iter().map(|state| state[feature]).filter(|value| value.is_finite());
+            let (low, high) = values.fold((f32::INFINITY, f32::NEG_INFINITY), |(low, high), v| {
+                (low.min(v), high.max(v))
+            });
+            if low > high { (-1.0, 2.0) } else { (low, high) }
+        })
+        .collect();
+    let mut state = || -> Vec<f32> {
+        let draw = |&(low, high): &(f32, f32)| {
+            let margin = (high - low) / 2.0;
+            low - margin + (high - low + 2.0 * margin) * rng.random::<f32>()
+        };
+        ranges.iter().map(draw).collect()
+    };
+    (0..COMPARED_STATES).map(|_| state()).collect()
+}
+
+/// Writes aside, syncs, renames: the file is the old one or the new one, never half.
+fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let dir = match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    };
+    let mut file = tempfile::NamedTempFile::new_in(dir)?;
+    file.write_all(bytes)?;
+    file.as_file().sync_all()?;
+    // A model is no secret, and edge may run as another user.
+    std::fs::set_permissions(file.path(), std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
+    file.persist(path)?;
+    Ok(())
+}

@@ -1,0 +1,183 @@
+//! `edge` as a process of its own beside a live broker.
+
+use super::Profile;
+use crate::broker::BrokerProcess;
+use crate::env::broker::targets;
+use crate::scenario::Scenario;
+use anyhow::{Context as _, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// Longest wait for the agent's end after SIGTERM.
+const END_TIMEOUT: Duration = Duration::from_secs(10);
+/// Lines of the agent's log that are kept in the report.
+const LOG_LINES_MAX: usize = 200;
+
+/// What an agent did in a trial.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AgentReport {
+    /// Its status when the trial ended, as `edge status --json` prints it.
+    pub status: serde_json::Value,
+    /// The last lines of its log.
+    pub log: Vec<String>,
+}
+
+/// A running agent; ended when dropped.
+#[derive(Debug)]
+pub(super) struct Agent {
+    child: Child,
+    dir: TempDir,
+    log: PathBuf,
+}
+
+/// The `edge` program: beside this one, or built now where this runs under cargo.
+///
+/// # Errors
+/// Where there is none and it cannot be built; the message says how to.
+pub fn edge_program() -> anyhow::Result<PathBuf> {
+    let own = std::env::current_exe().context("cannot tell where this program lies")?;
+    let beside = own.with_file_name("edge");
+    if beside.is_file() {
+        return Ok(beside);
+    }
+    let Some(manifest) = workspace_manifest(&own) else {
+        bail!("{} is missing; build it with `cargo build --release --bin edge`", beside.display());
+    };
+    eprintln!("Building edge beside host ...");
+    let mut build = Command::new("cargo");
+    build.args(["build", "--quiet", "--bin", "edge", "--manifest-path"]).arg(&manifest);
+    if own.parent().is_some_and(|dir| dir.ends_with("release")) {
+        build.arg("--release");
+    }
+    let status = build.status().context("cannot run cargo to build edge")?;
+    if status.success() && beside.is_file() {
+        return Ok(beside);
+    }
+    bail!("cannot build edge; try `cargo build --release --bin edge`")
+}
+
+/// The workspace that this program was built in, if it still lies in its target folder.
+fn workspace_manifest(own: &Path) -> Option<PathBuf> {
+    own.ancestors().map(|dir| dir.join("Cargo.toml")).find(|manifest| manifest.is_file())
+}
+
+impl Agent {
+    /// Starts `edge run` with a configuration for `broker` in `profile`.
+    pub(super) fn start(
+        edge: &Path,
+        model: &Path,
+        broker: &BrokerProcess,
+        scenario: &Scenario,
+        profile: &Profile,
+    ) -> anyhow::Result<Agent> {
+        let dir = tempfile::tempdir().context("cannot make a folder for the agent")?;
+        let config = dir.path().join("edge.toml");
+        let text = config_text(dir.path(), model, broker, scenario, profile)?;
+        std::fs::write(&config, text)
+            .with_context(|| format!("cannot write {}", config.display()))?;
+        let log = dir.path().join("edge.log");
+        let stderr = std::fs::File::create(&log)
+            .with_context(|| format!("cannot write {}", log.display()))?;
+        let child = Command::new(edge)
+            .arg("run")
+            .arg("--config")
+            .arg(&config)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(stderr)
+            .spawn()
+            .with_context(|| format!("cannot start {}", edge.display()))?;
+        Ok(Agent { child, dir, log })
+    }
+
+    /// Ends the agent in good order and reads what it did.
+    pub(super) fn finish(mut self) -> anyhow::Result<AgentReport> {
+        if let Some(status) = self.child.try_wait().context("cannot wait for edge")? {
+            bail!("edge ended by itself with {status}:\n{}", self.tail().join("\n"));
+        }
+        let status = self.end();
+        if !status.is_some_and(|status| status.success()) {
+            bail!("edge did not end in good order ({status:?}):\n{}", self.tail().join("\n"));
+        }
+        let path = self.dir.path().join("state/status.json");
+        let text = std::fs::read_to_string(&path)
+            .with_context(|| format!("edge left no status at {}", path.display()))?;
+        let status = serde_json::from_str(&text).context("edge's status is not JSON")?;
+        Ok(AgentReport { status, log: self.tail() })
+    }
+
+    fn tail(&self) -> Vec<String> {
+        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<_> = text.lines().map(str::to_owned).collect();
+        lines[lines.len().saturating_sub(LOG_LINES_MAX)..].to_vec()
+    }
+
+    fn end(&mut self) -> Option<std::process::ExitStatus> {
+        let pid = Pid::from_raw(i32::try_from(self.child.id()).ok()?);
+        // The child is not reaped yet, so the pid is still its own.
+        let _ = kill(pid, Signal::SIGTERM);
+        let deadline = Instant::now() + END_TIMEOUT;
+        while Instant::now() < deadline {
+            if let Ok(Some(status)) = self.child.try_wait() {
+                return Some(status);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let _ = self.child.kill();
+        self.child.wait().ok()
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            self.end();
+        }
+    }
+}
+
+fn config_text(
+    dir: &Path,
+    model: &Path,
+    broker: &BrokerProcess,
+    scenario: &Scenario,
+    profile: &Profile,
+) -> anyhow::Result<String> {
+    let restart = broker.restart_command().context("the broker is not supervised")?;
+    let targets = targets(scenario);
+    let phases = u8::try_from(scenario.phases.len()).unwrap_or(u8::MAX);
+    let quoted = |path: &Path| toml::Value::String(path.display().to_string()).to_string();
+    let model = std::path::absolute(model).context("cannot tell where the model lies")?;
+    let mut text = Vec::new();
+    write!(
+        text,
+        "[broker]\nport = {port}\ndrop_in = {drop_in}\nmain_conf = {main_conf}\n\
+         [pid]\nsource = \"file\"\npid_file = {pid_file}\n\
+         [control]\nreload = \"signal\"\nrestart = \"command\"\nrestart_command = [{restart}]\n\
+         [model]\npath = {model}\n\
+         [targets]\ndeadline_ms = {deadline_ms}\nrss_limit_mib = {rss_limit_mib}\n\
+         [decide]\ninterval_ms = {interval_ms}\ndwell_s = {dwell_s}\n\
+         verify_window_s = {verify_s}\nrestarts_per_hour_max = {restarts}\n\
+         [agent]\nstate_dir = {state_dir}\n",
+        port = broker.addr().port(),
+        drop_in = quoted(broker.dropin_path()),
+        main_conf = quoted(broker.conf_path()),
+        pid_file = quoted(broker.pid_path()),
+        restart = quoted(restart),
+        model = quoted(&model),
+        deadline_ms = targets.deadline_ms,
+        rss_limit_mib = targets.rss_limit_mib,
+        interval_ms = profile.decision_interval_ms,
+        dwell_s = profile.dwell_ms / 1000,
+        verify_s = profile.verify_window_ms / 1000,
+        restarts = phases.saturating_add(profile.restarts_beyond_phases).min(32),
+        state_dir = quoted(&dir.join("state")),
+    )?;
+    Ok(String::from_utf8(text)?)
+}

@@ -1,0 +1,206 @@
+//! One trial: a fresh broker, a load with its lead-in and its scored part, and either fixed
+//! settings or an `edge` process that tunes. Evaluation, demo and search are made of trials.
+
+mod agent;
+mod profile;
+
+pub use agent::{AgentReport, edge_program};
+pub use profile::{JUDGING, Profile};
+
+use crate::broker::{BrokerError, BrokerProcess, Mosquitto, SpawnConfig, rss_bytes};
+use crate::env::broker::spawn_config;
+use crate::load::{LoadConfig, LoadGenerator, LoadResult};
+use crate::scenario::Scenario;
+use agent::Agent;
+use anyhow::{Context as _, bail};
+use brokertuner_core::{Settings, render};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How often resident memory is sampled for the score.
+const RSS_PERIOD: Duration = Duration::from_millis(100);
+/// What a run may take beyond its own length: connecting, the last deadline, disconnecting.
+const SLACK: Duration = Duration::from_secs(60);
+
+/// Who sets the broker in a trial.
+#[derive(Clone, Debug)]
+pub enum Setter {
+    /// These settings from the start; unwritten ones are the defaults.
+    Fixed(Settings),
+    /// An `edge` process with this model, entering on the defaults.
+    Edge {
+        /// The program.
+        edge: PathBuf,
+        /// The model file.
+        model: PathBuf,
+    },
+}
+
+/// What is tried.
+#[derive(Clone, Debug)]
+pub struct Trial {
+    /// The broker's program.
+    pub mosquitto: Mosquitto,
+    /// The load.
+    pub scenario: Arc<Scenario>,
+    /// Who sets the broker.
+    pub setter: Setter,
+    /// Seed of the load's random choices.
+    pub seed: u64,
+    /// Rules of the comparison.
+    pub profile: Profile,
+    /// Pin the broker to one core, everything else to the others: for scored runs, one at a time.
+    pub pin: bool,
+    /// Messages a second that the broker passes, for scenarios that ask for a multiple of it.
+    pub capacity_msgs_per_s: Option<f64>,
+    /// Go on without a CPU quota where none can be set; the result is marked.
+    pub allow_uncapped: bool,
+}
+
+/// What came of a trial.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Outcome {
+    /// Score and detail.
+    pub load: LoadResult,
+    /// What the agent did; `None` with fixed settings.
+    pub agent: Option<AgentReport>,
+    /// The drop-in at the end.
+    pub settings_conf: String,
+    /// Starts of the broker beyond the first.
+    pub restarts: u32,
+    /// The CPU quota could not be set.
+    pub is_uncapped: bool,
+}
+
+/// Spawns a broker; where its CPU quota cannot be set and `allow_uncapped`, without one, which is
+/// answered beside it.
+///
+/// # Errors
+/// [`BrokerError`], with the remedy in the message.
+pub fn spawn(
+    mosquitto: &Mosquitto,
+    config: SpawnConfig,
+    allow_uncapped: bool,
+) -> Result<(BrokerProcess, bool), BrokerError> {
+    match BrokerProcess::spawn(mosquitto, &config) {
+        Err(error @ BrokerError::CpuShare { .. }) if allow_uncapped => {
+            tracing::warn!("{error}; going on without the quota");
+            let uncapped = SpawnConfig { cpu_share: None, ..config };
+            Ok((BrokerProcess::spawn(mosquitto, &uncapped)?, true))
+        }
+        result => Ok((result?, false)),
+    }
+}
+
+/// Messages a second that `mosquitto` passes on this machine, with a window and queue that do not
+/// limit it: the unit of `rate_x_capacity`. Takes about a minute.
+///
+/// # Errors
+/// A broker that cannot be started, or that passes nothing.
+pub fn measure_capacity(mosquitto: &Mosquitto, seed: u64) -> anyhow::Result<f64> {
+    let dropin = Some("max_inflight_messages 1000\nmax_queued_messages 10000\n".to_owned());
+    let broker =
+        BrokerProcess::spawn(mosquitto, &SpawnConfig { dropin, ..SpawnConfig::default() })?;
+    Ok(crate::load::capacity(broker.addr(), seed, None)?)
+}
+
+impl Trial {
+    /// Runs it: at most its own length and a minute.
+    ///
+    /// # Errors
+    /// A broker, load or agent that cannot be started or ends early, or an interrupt.
+    pub fn run(&self) -> anyhow::Result<Outcome> {
+        let (broker_core, _restored) = self.pin_self()?;
+        let dropin = match &self.setter {
+            Setter::Fixed(settings) if *settings != Settings::UNWRITTEN => {
+                Some(render::render(settings).as_str().to_owned())
+            }
+            Setter::Fixed(_) | Setter::Edge { .. } => None,
+        };
+        let config = SpawnConfig { dropin, core: broker_core, ..spawn_config(&self.scenario) };
+        let (broker, is_uncapped) = spawn(&self.mosquitto, config, self.allow_uncapped)?;
+        let load = LoadGenerator::start(LoadConfig {
+            seed: self.seed,
+            capacity_msgs_per_s: self.capacity_msgs_per_s,
+            lead_in: Some(self.profile.lead_in(self.scenario.broker.sys_interval_s)),
+            ..LoadConfig::new(Arc::clone(&self.scenario), broker.addr())
+        })?;
+        let agent = match &self.setter {
+            Setter::Fixed(_) => None,
+            Setter::Edge { edge, model } => {
+                Some(Agent::start(edge, model, &broker, &self.scenario, &self.profile)?)
+            }
+        };
+        self.watch(&broker, &load)?;
+        let load = load.join()?;
+        let agent = agent.map(Agent::finish).transpose()?;
+        Ok(Outcome {
+            load,
+            agent,
+            settings_conf: std::fs::read_to_string(broker.dropin_path()).unwrap_or_default(),
+            restarts: broker.start_count().saturating_sub(1),
+            is_uncapped,
+        })
+    }
+
+    /// Feeds memory samples until the load has ended.
+    fn watch(&self, broker: &BrokerProcess, load: &LoadGenerator) -> anyhow::Result<()> {
+        let lead_in = self.profile.lead_in(self.scenario.broker.sys_interval_s);
+        let phases: u32 = self.scenario.phases.iter().map(|phase| phase.duration_s).sum();
+        let end = Instant::now() + lead_in + Duration::from_secs(u64::from(phases)) + SLACK;
+        while load.is_alive() {
+            if crate::broker::interrupted() {
+                bail!("interrupted");
+            }
+            if Instant::now() > end {
+                bail!("the load generator did not end in time");
+            }
+            if let Ok(bytes) = rss_bytes(broker.pid()) {
+                load.rss_sample(Instant::now(), bytes);
+            }
+            std::thread::sleep(RSS_PERIOD);
+        }
+        Ok(())
+    }
+
+    /// Confines this thread, and whatever it starts, to the cores that the broker does not get.
+    fn pin_self(&self) -> anyhow::Result<(Option<usize>, Option<RestoreAffinity>)> {
+        if !self.pin {
+            return Ok((None, None));
+        }
+        let cores = std::thread::available_parallelism().context("cannot count the cores")?.get();
+        if cores < 2 {
+            tracing::warn!("one core only: broker and load share it, and the score suffers");
+            return Ok((None, None));
+        }
+        let restore = RestoreAffinity::confine_to(0..cores - 1)?;
+        Ok((Some(cores - 1), Some(restore)))
+    }
+}
+
+/// Gives the thread its cores back.
+#[derive(Debug)]
+struct RestoreAffinity(nix::sched::CpuSet);
+
+impl RestoreAffinity {
+    fn confine_to(cores: std::ops::Range<usize>) -> anyhow::Result<RestoreAffinity> {
+        let this = nix::unistd::Pid::from_raw(0);
+        let before = nix::sched::sched_getaffinity(this).context("cannot read the CPU affinity")?;
+        let mut wanted = nix::sched::CpuSet::new();
+        for core in cores {
+            wanted.set(core).context("cannot name a core")?;
+        }
+        nix::sched::sched_setaffinity(this, &wanted)
+            .context("cannot pin the load to its cores; run where sched_setaffinity is allowed")?;
+        Ok(RestoreAffinity(before))
+    }
+}
+
+impl Drop for RestoreAffinity {
+    fn drop(&mut self) {
+        // Fails only where the cores went away meanwhile; the thread then stays where it is.
+        let _ = nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &self.0);
+    }
+}

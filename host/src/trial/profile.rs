@@ -1,0 +1,61 @@
+//! The judging profile: the rules under which policies are compared.
+
+use anyhow::Context as _;
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// Text of `tests/judging-profile.toml`, printed with every result.
+pub const JUDGING: &str = include_str!("../../../tests/judging-profile.toml");
+
+/// Rules of a comparison.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Profile {
+    /// Decision interval of the agent.
+    pub decision_interval_ms: u32,
+    /// Wanted settings must have been alike for this long before a restart.
+    pub dwell_ms: u32,
+    /// How long a change is watched.
+    pub verify_window_ms: u32,
+    /// Restarts beyond one per phase.
+    pub restarts_beyond_phases: u8,
+    /// Shortest part before the score.
+    pub lead_in_s: u32,
+    /// Effective `$SYS` periods that the lead-in covers at the least.
+    pub lead_in_sys_periods: u32,
+}
+
+impl Profile {
+    /// The profile of the tree.
+    ///
+    /// # Errors
+    /// Where `tests/judging-profile.toml` was edited into something else.
+    pub fn judging() -> anyhow::Result<Profile> {
+        toml::from_str(JUDGING).context("tests/judging-profile.toml")
+    }
+
+    /// Length of the part before the score: the effective period is `sys_interval` plus one second.
+    #[must_use]
+    pub fn lead_in(&self, sys_interval_s: u32) -> Duration {
+        let periods = self.lead_in_sys_periods.saturating_mul(sys_interval_s.saturating_add(1));
+        Duration::from_secs(u64::from(self.lead_in_s.max(periods)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use super::*;
+
+    #[test]
+    fn the_file_in_the_tree_is_the_profile() {
+        let profile = Profile::judging().unwrap();
+        assert_eq!(
+            (profile.decision_interval_ms, profile.dwell_ms, profile.verify_window_ms),
+            (5000, 10_000, 10_000)
+        );
+        assert_eq!(profile.lead_in(1), Duration::from_secs(20));
+        assert_eq!(profile.lead_in(10), Duration::from_secs(66));
+    }
+}
