@@ -1,0 +1,177 @@
+//! `host export` and `host inspect`.
+
+use super::{Answer, print};
+use crate::ddpg::Agent;
+use crate::export::{About, export};
+use anyhow::{Context as _, Result};
+use brokertuner_core::KnobSet;
+use brokertuner_core::features::Schema;
+use brokertuner_core::model::Model;
+use serde::Serialize;
+use std::path::PathBuf;
+
+/// Largest file that is read as a model.
+const MODEL_BYTES_MAX: u64 = 16 << 20;
+/// Largest deviation of the int8 policy that is accepted, in steps of 1/127.
+const DEVIATION_STEPS_MAX: f64 = 2.0;
+
+/// Quantise a checkpoint to a model file for the gateway.
+///
+/// Prints how far the int8 policy is from the f32 one. Exit status 1 where that is more than 2/127.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ExportArgs {
+    /// A checkpoint of `host train` (checkpoint-*.safetensors).
+    checkpoint: PathBuf,
+    /// The model file to write.
+    #[arg(long, value_name = "FILE", default_value = "model.btm")]
+    out: PathBuf,
+    /// Scenarios that it was trained on, for the card.
+    #[arg(long, default_value = "")]
+    scenarios: String,
+    /// Broker versions that it was trained on, for the card.
+    #[arg(long, default_value = "")]
+    broker_versions: String,
+    /// Scores, for the card.
+    #[arg(long, default_value = "")]
+    scores: String,
+    /// The result as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What `host export --json` prints, version 1.
+#[derive(Debug, Serialize)]
+struct Exported {
+    version: u32,
+    model: PathBuf,
+    deviation_steps_max: f64,
+    deviation_steps_mean: f64,
+    states: usize,
+}
+
+impl ExportArgs {
+    /// Exports.
+    ///
+    /// # Errors
+    /// A checkpoint that cannot be used, or a file that cannot be written.
+    pub(crate) fn run(&self) -> Result<Answer> {
+        let agent = Agent::load(&self.checkpoint)?;
+        let schema = [Schema::Edge, Schema::Seed5]
+            .into_iter()
+            .find(|schema| schema.len() == agent.state_dim())
+            .with_context(|| {
+                format!(
+                    "{}: its states have {} features, which is no schema of this program",
+                    self.checkpoint.display(),
+                    agent.state_dim()
+                )
+            })?;
+        let about = About {
+            schema,
+            tuned: KnobSet::tuned_by_default(),
+            scenarios: self.scenarios.clone(),
+            broker_versions: self.broker_versions.clone(),
+            scores: self.scores.clone(),
+        };
+        let deviation = export(&agent, &about, &self.out)?;
+        let exported = Exported {
+            version: 1,
+            model: self.out.clone(),
+            deviation_steps_max: deviation.max_steps,
+            deviation_steps_mean: deviation.mean_steps,
+            states: deviation.states,
+        };
+        print(&if self.json {
+            serde_json::to_string_pretty(&exported)? + "\n"
+        } else {
+            format!(
+                "{}: int8 against f32 on {} states: largest deviation {:.3}/127, mean {:.3}/127\n",
+                exported.model.display(),
+                exported.states,
+                exported.deviation_steps_max,
+                exported.deviation_steps_mean
+            )
+        })?;
+        let is_close = exported.deviation_steps_max <= DEVIATION_STEPS_MAX;
+        Ok(if is_close { Answer::Yes } else { Answer::No })
+    }
+}
+
+/// Say what a model file holds.
+#[derive(Debug, clap::Args)]
+pub(crate) struct InspectArgs {
+    /// The model file.
+    model: PathBuf,
+    /// As one JSON document.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What `host inspect --json` prints, version 1.
+#[derive(Debug, Serialize)]
+struct Inspected {
+    version: u32,
+    file: PathBuf,
+    bytes: usize,
+    schema: Schema,
+    layers: Vec<[u16; 2]>,
+    step_ms: u32,
+    tuned: Vec<&'static str>,
+    is_signed: bool,
+    counter: u64,
+    seed: u64,
+    steps: u64,
+    scenarios: String,
+    broker_versions: String,
+    scores: String,
+}
+
+impl InspectArgs {
+    /// Reads and prints.
+    ///
+    /// # Errors
+    /// A file that is no model; the message says what does not fit.
+    pub(crate) fn run(&self) -> Result<Answer> {
+        let name = self.model.display();
+        let size =
+            std::fs::metadata(&self.model).with_context(|| format!("cannot read {name}"))?.len();
+        anyhow::ensure!(size <= MODEL_BYTES_MAX, "{name}: {size} bytes are too many for a model");
+        let bytes = std::fs::read(&self.model).with_context(|| format!("cannot read {name}"))?;
+        let model = Model::read(&bytes).with_context(|| format!("{name} cannot be used"))?;
+        let parts = model.parts();
+        let card = &parts.card;
+        let schema = model.schema().context("the model's schema is not one of this program")?;
+        let inspected = Inspected {
+            version: 1,
+            file: self.model.clone(),
+            bytes: bytes.len(),
+            schema,
+            layers: parts.shape.windows(2).map(|pair| [pair[0], pair[1]]).collect(),
+            step_ms: parts.step_ms,
+            tuned: KnobSet::from_bits(parts.bounds.tuned)
+                .iter()
+                .map(|knob| knob.spec().key)
+                .collect(),
+            is_signed: parts.signed,
+            counter: parts.counter,
+            seed: card.seed,
+            steps: card.steps,
+            scenarios: card.scenarios.to_owned(),
+            broker_versions: card.broker_versions.to_owned(),
+            scores: card.scores.to_owned(),
+        };
+        let json = serde_json::to_value(&inspected)?;
+        print(&if self.json { serde_json::to_string_pretty(&json)? + "\n" } else { lines(&json) })?;
+        Ok(Answer::Yes)
+    }
+}
+
+fn lines(json: &serde_json::Value) -> String {
+    let fields = json.as_object().into_iter().flatten().filter(|(key, _)| *key != "version");
+    fields
+        .map(|(key, value)| match value {
+            serde_json::Value::String(text) => format!("{key:<16} {text}\n"),
+            other => format!("{key:<16} {other}\n"),
+        })
+        .collect()
+}

@@ -1,0 +1,54 @@
+//! Options that several verbs share.
+
+use crate::broker::Mosquitto;
+use crate::scenario::Scenario;
+use anyhow::Result;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Which broker.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct BrokerOptions {
+    /// The broker's program; default: mosquitto on PATH.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) mosquitto: Option<PathBuf>,
+    /// Go on without a CPU quota where a scenario asks for one and none can be set.
+    #[arg(long)]
+    pub(crate) allow_uncapped: bool,
+}
+
+impl BrokerOptions {
+    /// Finds the broker.
+    ///
+    /// # Errors
+    /// Where there is none; the message holds the install command.
+    pub(crate) fn find(&self) -> Result<Mosquitto> {
+        Ok(Mosquitto::find(self.mosquitto.as_deref())?)
+    }
+}
+
+/// Loads the scenarios by name or path.
+///
+/// # Errors
+/// The first that cannot be loaded, with file, line and key.
+pub(crate) fn scenarios(names: &[String]) -> Result<Vec<Arc<Scenario>>> {
+    names.iter().map(|name| Ok(Arc::new(Scenario::load(name)?))).collect()
+}
+
+/// Messages a second that the broker passes here, measured only if a scenario asks for a multiple.
+///
+/// # Errors
+/// Where the measurement fails.
+pub(crate) fn capacity(
+    mosquitto: &Mosquitto,
+    scenarios: &[Arc<Scenario>],
+    seed: u64,
+) -> Result<Option<f64>> {
+    if !scenarios.iter().any(|scenario| scenario.needs_capacity()) {
+        return Ok(None);
+    }
+    tracing::info!("measuring the broker's capacity on this machine");
+    let capacity = crate::trial::measure_capacity(mosquitto, seed)?;
+    tracing::info!(msgs_per_s = format!("{capacity:.0}"), "capacity");
+    Ok(Some(capacity))
+}

@@ -1,0 +1,276 @@
+//! `host demo`: the whole path on this machine, from the defaults to a live broker that `edge`
+//! tuned.
+
+mod report;
+
+use crate::broker::{self, Mosquitto};
+use crate::cli::{Answer, print};
+use crate::ddpg::{Agent, Deviation, Hyper};
+use crate::env::Environment;
+use crate::env::broker::{BrokerEnv, BrokerEnvConfig};
+use crate::export::{About, export};
+use crate::reward::{DeadlinePrices, RewardKind};
+use crate::scenario::Scenario;
+use crate::train::{TrainConfig, Trained, train};
+use crate::trial::{Outcome, Profile, Setter, Trial, edge_program};
+use anyhow::{Context as _, Result, bail};
+use brokertuner_core::features::Schema;
+use brokertuner_core::{KNOB_COUNT, KnobSet, Settings};
+use report::{Measured, Report};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// The loads: the defaults fail on both, and a machine of two cores carries several brokers of
+/// each.
+const SCENARIOS: [&str; 2] = ["wan-uplink", "alarm-burst"];
+/// A tuned score from which the demo counts as a success.
+const TUNED_SCORE_MIN: f64 = 0.9;
+/// Debian's suite whose broker's inflight window holds.
+const FETCHED_SUITE: &str = "trixie";
+/// Where a fetched broker is unpacked, below the user's cache folder.
+const FETCHED_DIR: &str = "brokertuner/brokers/trixie";
+
+/// Everything at once: measure the defaults, train, export, tune a live broker, compare.
+///
+/// Takes about 7 minutes on 2 cores and leaves report.md, report.json, the logs and the model in
+/// --out. Exit status 1 where the tuned score stays below 0.9 on either load.
+#[derive(Debug, clap::Args)]
+pub struct DemoArgs {
+    /// The broker's program; default: mosquitto on PATH.
+    #[arg(long, value_name = "PATH", conflicts_with = "fetch_broker")]
+    mosquitto: Option<PathBuf>,
+    /// Unpack Debian 13's Mosquitto beside the installed one (nothing is installed) and use it.
+    #[arg(long)]
+    fetch_broker: bool,
+    /// Go on although the broker's inflight window does not hold: there is no gain to show then.
+    #[arg(long)]
+    accept_window: bool,
+    /// Folder of report, logs and model.
+    #[arg(long, value_name = "DIR", default_value = "demo-report")]
+    out: PathBuf,
+    /// Seed of all random choices.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Brokers that are trained on at once.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=32))]
+    parallel: u8,
+    /// Seconds of training.
+    #[arg(long, default_value_t = 240, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    train_s: u64,
+    /// The report as JSON on stdout.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the demo.
+///
+/// # Errors
+/// No broker, one whose window does not hold, files that cannot be written, an interrupt.
+pub fn run(args: &DemoArgs) -> Result<Answer> {
+    let demo = Demo::prepare(args)?;
+    let report = demo.run()?;
+    report.write(&args.out)?;
+    print(&if args.json { report.json()? } else { report.markdown() })?;
+    eprintln!("Report: {}", args.out.join("report.md").display());
+    let is_good = report
+        .measured
+        .iter()
+        .all(|row| row.tuned.load.score.is_some_and(|score| score >= TUNED_SCORE_MIN));
+    Ok(if is_good { Answer::Yes } else { Answer::No })
+}
+
+/// What stays the same through the demo.
+struct Demo<'a> {
+    args: &'a DemoArgs,
+    mosquitto: Mosquitto,
+    edge: PathBuf,
+    scenarios: Vec<Arc<Scenario>>,
+    profile: Profile,
+    started: Instant,
+}
+
+impl<'a> Demo<'a> {
+    fn prepare(args: &'a DemoArgs) -> Result<Demo<'a>> {
+        std::fs::create_dir_all(&args.out).with_context(|| {
+            format!("cannot create {}; choose another --out", args.out.display())
+        })?;
+        let mosquitto = find_broker(args)?;
+        let edge = edge_program()?;
+        let scenarios = SCENARIOS
+            .iter()
+            .map(|name| Ok(Arc::new(Scenario::load(name)?)))
+            .collect::<Result<Vec<_>>>()?;
+        let profile = Profile::judging()?;
+        Ok(Demo { args, mosquitto, edge, scenarios, profile, started: Instant::now() })
+    }
+
+    fn run(&self) -> Result<Report> {
+        self.say(&format!(
+            "1/4 measuring {} with Mosquitto {}'s defaults and with an untrained actor",
+            SCENARIOS.join(" and "),
+            self.mosquitto.version()
+        ));
+        let untrained = self.args.out.join("untrained.btm");
+        export(&self.agent()?, &self.about("untrained"), &untrained)?;
+        let before = self.measure(&[
+            Setter::Fixed(Settings::UNWRITTEN),
+            Setter::Edge { edge: self.edge.clone(), model: untrained },
+        ])?;
+        self.say(&format!(
+            "2/4 training on {} real brokers for {} s",
+            self.args.parallel, self.args.train_s
+        ));
+        let trained = self.train()?;
+        let model = self.args.out.join("model.btm");
+        let deviation = export(&trained.agent, &self.about("demo"), &model)?;
+        self.say(&format!(
+            "3/4 exported {} (int8 against f32: largest deviation {:.2}/127); edge tunes live brokers",
+            model.display(),
+            deviation.max_steps
+        ));
+        let after = self.measure(&[Setter::Edge { edge: self.edge.clone(), model }])?;
+        self.say("4/4 report");
+        self.report(before, after, &trained, deviation)
+    }
+
+    fn say(&self, text: &str) {
+        eprintln!("[{:4.0} s] {text}", self.started.elapsed().as_secs_f64());
+    }
+
+    fn agent(&self) -> Result<Agent> {
+        Ok(Agent::new(Hyper::demo(), Schema::Edge.len(), KNOB_COUNT, self.args.seed)?)
+    }
+
+    fn about(&self, scores: &str) -> About {
+        About {
+            schema: Schema::Edge,
+            tuned: KnobSet::tuned_by_default(),
+            scenarios: SCENARIOS.join(" "),
+            broker_versions: self.mosquitto.version().to_string(),
+            scores: scores.to_owned(),
+        }
+    }
+
+    /// Every setter on every scenario, all at once: outcomes by scenario, then by setter.
+    fn measure(&self, setters: &[Setter]) -> Result<Vec<Vec<Outcome>>> {
+        let trials: Vec<Vec<Trial>> = self
+            .scenarios
+            .iter()
+            .map(|scenario| setters.iter().map(|setter| self.trial(scenario, setter)).collect())
+            .collect();
+        std::thread::scope(|scope| {
+            let threads: Vec<Vec<_>> = trials
+                .iter()
+                .map(|row| row.iter().map(|trial| scope.spawn(|| trial.run())).collect())
+                .collect();
+            let join = |thread: std::thread::ScopedJoinHandle<'_, Result<Outcome>>| {
+                thread.join().unwrap_or_else(|_| bail!("a measurement panicked"))
+            };
+            threads.into_iter().map(|row| row.into_iter().map(join).collect()).collect()
+        })
+    }
+
+    fn trial(&self, scenario: &Arc<Scenario>, setter: &Setter) -> Trial {
+        Trial {
+            mosquitto: self.mosquitto.clone(),
+            scenario: Arc::clone(scenario),
+            setter: setter.clone(),
+            // Not the training's seed: what is shown is on a load that was not trained on.
+            seed: self.args.seed + 1000,
+            profile: self.profile,
+            pin: false,
+            capacity_msgs_per_s: None,
+            allow_uncapped: false,
+        }
+    }
+
+    fn train(&self) -> Result<Trained> {
+        let hyper = Hyper::demo();
+        let envs = (0..usize::from(self.args.parallel))
+            .map(|index| {
+                let env = BrokerEnv::new(BrokerEnvConfig {
+                    mosquitto: self.mosquitto.clone(),
+                    scenarios: self.scenarios.clone(),
+                    index,
+                    step: Duration::from_secs_f64(hyper.step_s),
+                    schema: Schema::Edge,
+                    reward: RewardKind::Deadline(DeadlinePrices::default()),
+                    seed: self.args.seed,
+                    capacity_msgs_per_s: None,
+                    allow_uncapped: false,
+                })?;
+                Ok(Box::new(env) as Box<dyn Environment>)
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let config = TrainConfig {
+            hyper,
+            out: self.args.out.join("train"),
+            steps: u64::MAX,
+            duration: Some(Duration::from_secs(self.args.train_s)),
+            episode_steps: 200,
+            checkpoint_steps: 10_000,
+            tuned: KnobSet::tuned_by_default(),
+            resume: false,
+        };
+        let trained = train(envs, &config, self.agent()?)?;
+        if broker::interrupted() {
+            bail!("interrupted; the checkpoint is in {}", config.out.display());
+        }
+        Ok(trained)
+    }
+
+    fn report(
+        &self,
+        before: Vec<Vec<Outcome>>,
+        after: Vec<Vec<Outcome>>,
+        trained: &Trained,
+        deviation: Deviation,
+    ) -> Result<Report> {
+        let rows =
+            self.scenarios.iter().zip(before).zip(after).map(|((scenario, before), after)| {
+                let outcomes = before.into_iter().chain(after).collect::<Vec<_>>();
+                let [default, untrained, tuned] =
+                    <[Outcome; 3]>::try_from(outcomes).ok().context("a measurement is missing")?;
+                Ok(Measured { scenario: scenario.name.clone(), default, untrained, tuned })
+            });
+        Ok(Report {
+            version: 1,
+            seed: self.args.seed,
+            broker_version: self.mosquitto.version().to_string(),
+            parallel: self.args.parallel,
+            train_s: self.args.train_s,
+            train_steps: trained.steps,
+            train_score_mean_last_quarter: trained.score_mean_last_quarter,
+            deviation_steps_max: deviation.max_steps,
+            deviation_steps_mean: deviation.mean_steps,
+            wall_s: self.started.elapsed().as_secs_f64(),
+            measured: rows.collect::<Result<_>>()?,
+        })
+    }
+}
+
+fn find_broker(args: &DemoArgs) -> Result<Mosquitto> {
+    let mosquitto = if args.fetch_broker {
+        eprintln!("Fetching Mosquitto of Debian {FETCHED_SUITE} ...");
+        broker::fetch(FETCHED_SUITE, &fetched_dir()?)?
+    } else {
+        Mosquitto::find(args.mosquitto.as_deref())?
+    };
+    if args.accept_window || broker::window_holds(&mosquitto)? {
+        return Ok(mosquitto);
+    }
+    bail!(
+        "the inflight window of Mosquitto {} does not hold against late acknowledgements, so its \
+         defaults do well on {} and there is no gain to show; run `host demo --fetch-broker`, which \
+         unpacks a newer Mosquitto beside it without installing anything, or --accept-window to see \
+         for yourself",
+        mosquitto.version(),
+        SCENARIOS[0]
+    )
+}
+
+fn fetched_dir() -> Result<PathBuf> {
+    let home = std::env::home_dir().context("no home folder; use --mosquitto PATH")?;
+    Ok(Path::new(&home).join(".cache").join(FETCHED_DIR))
+}
