@@ -25,8 +25,12 @@ pub struct Rules {
     pub verify_window: Duration,
     /// Restarts in any 60 minutes; at most [`RESTARTS_REMEMBERED_MAX`].
     pub restarts_per_hour_max: u8,
-    /// Options that moved by at most this many of 254 steps of the actor's grid did not move.
+    /// Options that moved by at most this many of 254 steps of the actor's grid did not move: an
+    /// eighth of the range, about a factor of two in a window or queue.
     pub dead_band_steps: u8,
+    /// Wanted settings are alike while no restart-only option moves by more than this many steps: a
+    /// quarter of the range. The dwell is there against changes of mind, not against jitter.
+    pub alike_steps: u8,
     /// Restart although offline sessions or stored messages would be lost.
     pub allow_state_loss: bool,
     /// Wait after the first failure; doubles with each further one.
@@ -49,7 +53,8 @@ impl Default for Rules {
             dwell: Duration::from_secs(60),
             verify_window: Duration::from_secs(30),
             restarts_per_hour_max: 4,
-            dead_band_steps: 16,
+            dead_band_steps: 32,
+            alike_steps: 64,
             allow_state_loss: false,
             back_off: Duration::from_secs(300),
             failures_max: 3,
@@ -445,10 +450,11 @@ impl Controller {
         }
     }
 
-    /// Starts the dwell anew whenever the wanted settings leave the candidate's dead band.
+    /// Starts the dwell anew whenever the wanted settings are not alike the candidate's.
     fn observe_wanted(&mut self, now: Instant, wanted: &Settings) {
         let is_alike = self.candidate.is_some_and(|candidate| {
-            self.moved(&candidate.settings, wanted, Apply::Restart).is_empty()
+            let (from, steps) = (&candidate.settings, self.rules.alike_steps);
+            self.moved_by(from, wanted, Apply::Restart, steps).is_empty()
         });
         if !is_alike {
             self.candidate = Some(Candidate { settings: *wanted, since: now });
@@ -457,14 +463,16 @@ impl Controller {
 
     /// Options of `apply` that differ by more than the dead band.
     fn moved(&self, from: &Settings, to: &Settings, apply: Apply) -> KnobSet {
+        self.moved_by(from, to, apply, self.rules.dead_band_steps)
+    }
+
+    /// Options of `apply` that differ by more than `steps_max` steps of the actor's grid.
+    fn moved_by(&self, from: &Settings, to: &Settings, apply: Apply, steps_max: u8) -> KnobSet {
         let (a, b) = (from.encode(&self.site), to.encode(&self.site));
         from.differing(to)
             .iter()
             .filter(|&knob| knob.spec().apply == apply)
-            .filter(|&knob| {
-                let steps = a[knob as usize].abs_diff(b[knob as usize]);
-                steps > self.rules.dead_band_steps
-            })
+            .filter(|&knob| a[knob as usize].abs_diff(b[knob as usize]) > steps_max)
             .fold(KnobSet::EMPTY, KnobSet::with)
     }
 

@@ -82,6 +82,19 @@ fn a_wavering_policy_never_restarts() {
     }
 }
 
+/// The wanted window jitters by a factor of two around 1000: the dwell goes on all the same.
+#[test]
+fn jitter_does_not_start_the_dwell_anew() {
+    let mut controller = controller();
+    for (step, window_wanted) in [1000, 700, 1400, 900, 1300].into_iter().enumerate() {
+        let second = u64::try_from(step).unwrap() * 12;
+        let decision = controller.step(at(second), &wants(window(window_wanted)));
+        assert_eq!(decision, Decision::Hold(HoldReason::Settling), "at {second} s");
+    }
+    let decision = controller.step(at(60), &wants(window(1000)));
+    assert!(matches!(decision, Decision::Change { apply: Apply::Restart, .. }), "{decision:?}");
+}
+
 #[test]
 fn small_moves_are_no_moves() {
     let mut controller = Controller::new(Rules::default(), SiteValues::default(), window(1000));
