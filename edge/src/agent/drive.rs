@@ -8,15 +8,18 @@ use std::pin::pin;
 use std::time::{Duration as StdDuration, Instant as StdInstant};
 
 use brokertuner_core::Duration;
-use embassy_time::Ticker;
+use embassy_time::{Instant, Timer};
 
-use super::{Agent, Mode, Report, Tick, VerdictReport};
+use super::{Agent, Mode, Report, Tick, Verdict, VerdictReport};
 use crate::fs::{self, FileError, Files, RealFiles};
 
 /// The status file is renewed at least this often, and whenever the verdict changes.
 const STATUS_AGE_MAX: StdDuration = StdDuration::from_secs(60);
 
-/// Ticks once per `interval`, the first time at once, until `stop` is ready or `each` breaks.
+/// How soon a tick that could not see the broker is tried again.
+const BLIND_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Ticks once per `interval`, the first time at once and sooner while it is blind, until `stop` is ready or `each` breaks.
 ///
 /// A tick under way is brought to its end: `stop` takes effect after it.
 pub async fn drive(
@@ -27,14 +30,16 @@ pub async fn drive(
     mut each: impl FnMut(&Agent, &Tick) -> ControlFlow<()>,
 ) {
     let mut stop = pin!(stop);
-    let mut ticker = Ticker::every(interval);
     loop {
+        let started = Instant::now();
         let tick = agent.tick(mode);
+        let is_blind = matches!(tick.verdict, Verdict::Blind(_));
+        let wait = if is_blind { interval.min(BLIND_INTERVAL) } else { interval };
         if each(agent, &tick).is_break() {
             return;
         }
         tokio::select! {
-            () = ticker.next() => {}
+            () = Timer::at(started + wait) => {}
             _ = &mut stop => return,
         }
     }

@@ -99,6 +99,8 @@ hyper_args! {
     preactivation_limit: f64,
     /// Charge for the squared excess.
     preactivation_penalty: f64,
+    /// Charge for moving an action away from the one in force.
+    inertia: f64,
     /// Half width of the initial weights of the last layers.
     final_init: f64,
     /// Normalise the state by its running mean and standard deviation.

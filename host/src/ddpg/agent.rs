@@ -1,6 +1,7 @@
 //! The agent: networks, replay, and the update.
 
 use super::adam::{Adam, narrow, polyak};
+use super::hyper::INERTIA_WIDTH;
 use super::net::{Mlp, Tape, row_sum, tanh, tanh_into};
 use super::noise::Noise;
 use super::normaliser::Normaliser;
@@ -76,6 +77,8 @@ struct Work {
     target_actor: Tape,
     critic: Tape,
     actions: Vec<f32>,
+    /// Actions in force before the step, where the state ends with them.
+    in_force: Vec<f32>,
     rewards: Vec<f32>,
     discounts: Vec<f32>,
     targets: Vec<f32>,
@@ -279,6 +282,10 @@ impl Agent {
             scatter(row.state, work.actor.input(), index, batch);
             scatter(row.next_state, work.target_actor.input(), index, batch);
             scatter(row.action, &mut work.actions, index, batch);
+            let in_force = self.state_dim.checked_sub(self.action_dim);
+            if let Some(start) = in_force {
+                scatter(&row.state[start..], &mut work.in_force, index, batch);
+            }
             work.rewards[index] = row.reward;
             work.discounts[index] = row.discount;
         }
@@ -371,11 +378,17 @@ impl Agent {
         let values = work.actor.output().to_vec();
         let by_action = &work.critic.input_grad()[states..];
         let actions = &work.critic.values(0)[states..];
+        let has_in_force = self.state_dim >= self.action_dim;
+        let inertia = if has_in_force { narrow(self.hyper.inertia) } else { 0.0 };
         let (mut charge, mut saturated) = (0.0, 0usize);
-        let terms = values.iter().zip(actions).zip(by_action);
-        for (grad, ((value, action), by_action)) in work.actor.output_grad().iter_mut().zip(terms) {
+        let terms = values.iter().zip(actions).zip(by_action).zip(&work.in_force);
+        for (grad, (((value, action), by_action), in_force)) in
+            work.actor.output_grad().iter_mut().zip(terms)
+        {
             let excess = value.abs() - limit;
-            *grad = by_action * (1.0 - action * action);
+            let (moved, pull) = huber(action - in_force);
+            *grad = (by_action + inertia * pull * share) * (1.0 - action * action);
+            charge += inertia * moved * share;
             if excess > 0.0 {
                 *grad += 2.0 * price * excess * value.signum() * share;
                 charge += price * excess * excess * share;
@@ -406,11 +419,24 @@ impl Work {
             target_actor: Tape::new(actor, batch),
             critic: Tape::new(critic, batch),
             actions: vec![0.0; actions],
+            in_force: vec![0.0; actions],
             rewards: vec![0.0; batch],
             discounts: vec![0.0; batch],
             targets: vec![0.0; batch],
             grads: vec![0.0; actor.params.len().max(critic.params.len())],
         }
+    }
+}
+
+/// Huber's loss of width [`INERTIA_WIDTH`] and slope 1, and its derivative; not-a-number costs
+/// nothing.
+fn huber(distance: f32) -> (f32, f32) {
+    if distance.abs() < INERTIA_WIDTH {
+        (distance * distance / (2.0 * INERTIA_WIDTH), distance / INERTIA_WIDTH)
+    } else if distance.is_nan() {
+        (0.0, 0.0)
+    } else {
+        (distance.abs() - INERTIA_WIDTH / 2.0, distance.signum())
     }
 }
 

@@ -25,6 +25,9 @@ pub enum NoiseKind {
     OrnsteinUhlenbeck,
 }
 
+/// Distance from the action in force within which the charge of [`Hyper::inertia`] is quadratic.
+pub(super) const INERTIA_WIDTH: f32 = 0.1;
+
 /// Hyperparameters of a training run; stored in its checkpoints.
 ///
 /// `Default` is the paper's setting with the seed program's values; [`Hyper::demo`] is for a few
@@ -81,6 +84,10 @@ pub struct Hyper {
     /// Charge for the squared excess over the limit: keeps the tanh from saturating, where its
     /// gradient dies. 0 turns it off.
     pub preactivation_penalty: f64,
+    /// Charge for moving an action away from the one in force, per unit beyond 0.1: what
+    /// does not matter stays as it is, so that nobody restarts a broker for it. Needs a state that
+    /// ends with the action in force (schema `edge`); shorter states ignore it. 0 turns it off.
+    pub inertia: f64,
     /// Half width of the uniform initial weights of the last layers. Larger ones make different
     /// seeds begin with different policies.
     pub final_init: f64,
@@ -116,6 +123,7 @@ impl Default for Hyper {
             critic_weight_decay: 0.0,
             preactivation_limit: 2.0,
             preactivation_penalty: 0.01,
+            inertia: 0.0,
             final_init: 3e-3,
             normalise: true,
             normalise_std_min: 1e-2,
@@ -151,6 +159,7 @@ impl Hyper {
             critic_weight_decay: 1e-2,
             preactivation_penalty: 0.05,
             normalise_std_min: 0.1,
+            inertia: 0.04,
             ..Self::default()
         }
     }
@@ -198,6 +207,7 @@ impl Hyper {
             ("critic_weight_decay", not_negative(self.critic_weight_decay), "0 or more"),
             ("preactivation_limit", not_negative(self.preactivation_limit), "0 or more"),
             ("preactivation_penalty", not_negative(self.preactivation_penalty), "0 or more"),
+            ("inertia", not_negative(self.inertia), "0 or more"),
             ("final_init", positive(self.final_init), "above 0"),
             ("normalise_std_min", positive(self.normalise_std_min), "above 0"),
         ];

@@ -208,7 +208,8 @@ impl<'a> Demo<'a> {
             out: self.args.out.join("train"),
             steps: u64::MAX,
             duration: Some(Duration::from_secs(self.args.train_s)),
-            episode_steps: 200,
+            // The gateway starts on the defaults: so do many short episodes.
+            episode_steps: 12,
             checkpoint_steps: 10_000,
             tuned: KnobSet::tuned_by_default(),
             resume: false,
