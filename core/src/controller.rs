@@ -5,8 +5,9 @@
 //! [`Controller::applied`]. Three settings are kept apart: *written* to the file, *effective* in
 //! the running broker, and *wanted* by the policy.
 
-use crate::knobs::{Apply, Knob, KnobSet};
-use crate::settings::{Setting, Settings, SiteValues};
+use crate::envelope::Envelope;
+use crate::knobs::{Apply, KNOB_COUNT, Knob, KnobSet};
+use crate::settings::{Setting, Settings};
 use core::fmt;
 use embassy_time::{Duration, Instant};
 
@@ -19,7 +20,8 @@ const HOUR: Duration = Duration::from_secs(3600);
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Rules {
-    /// Wanted settings must have been alike for this long before a restart.
+    /// An option must have been wanted elsewhere, and at much the same place, for this long before a
+    /// restart is made for it.
     pub dwell: Duration,
     /// How long the effect of a change is watched before it counts as good.
     pub verify_window: Duration,
@@ -28,8 +30,9 @@ pub struct Rules {
     /// Options that moved by at most this many of 254 steps of the actor's grid did not move: an
     /// eighth of the range, about a factor of two in a window or queue.
     pub dead_band_steps: u8,
-    /// Wanted settings are alike while no restart-only option moves by more than this many steps: a
-    /// quarter of the range. The dwell is there against changes of mind, not against jitter.
+    /// An option is wanted at much the same place while it stays within this many steps of the mean
+    /// of what was wanted before: a quarter of the range. The dwell is there against changes of
+    /// mind, not against jitter.
     pub alike_steps: u8,
     /// Restart although offline sessions or stored messages would be lost.
     pub allow_state_loss: bool,
@@ -86,6 +89,8 @@ pub struct Health {
 pub struct Inputs {
     /// What the policy wants, inside the envelope.
     pub wanted: Settings,
+    /// The bounds in force: what is written lies inside them.
+    pub envelope: Envelope,
     /// How the broker does now.
     pub health: Health,
     /// Whether a restart would lose offline sessions, queued or retained messages; unknown is
@@ -208,10 +213,40 @@ pub enum Outcome {
     Restored,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Candidate {
-    settings: Settings,
+/// Where one option is wanted, on the actor's grid, since it was last wanted on this side of its
+/// value in force.
+#[derive(Clone, Copy, Debug)]
+struct Trend {
+    /// -1, 0 (within the dead band) or 1.
+    side: i32,
     since: Instant,
+    sum: i32,
+    count: i32,
+}
+
+impl Trend {
+    const NONE: Trend = Trend { side: 0, since: Instant::MIN, sum: 0, count: 0 };
+    /// Decisions after which older ones begin to weigh less.
+    const COUNT_MAX: i32 = 64;
+
+    /// Takes in that `raw` is wanted on `side`.
+    fn observe(&mut self, now: Instant, side: i32, raw: i8, alike_steps: u8) {
+        let goes_on =
+            side == self.side && self.count > 0 && self.mean().abs_diff(raw) <= alike_steps;
+        if !goes_on {
+            *self = Trend { side, since: now, sum: 0, count: 0 };
+        } else if self.count >= Trend::COUNT_MAX {
+            (self.sum, self.count) = (self.sum / 2, self.count / 2);
+        }
+        self.sum += i32::from(raw);
+        self.count += 1;
+    }
+
+    /// The mean of what was wanted.
+    fn mean(&self) -> i8 {
+        // A mean of values of i8 is one.
+        i8::try_from(self.sum / self.count.max(1)).unwrap_or(0)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -226,10 +261,10 @@ struct Watch {
 #[derive(Clone, Debug)]
 pub struct Controller {
     rules: Rules,
-    site: SiteValues,
     written: Settings,
     effective: Settings,
-    candidate: Option<Candidate>,
+    /// By row; those of reloadable options are not used.
+    trends: [Trend; KNOB_COUNT],
     watch: Option<Watch>,
     restarts: heapless::Deque<Instant, RESTARTS_REMEMBERED_MAX>,
     failures: u8,
@@ -240,13 +275,12 @@ pub struct Controller {
 impl Controller {
     /// A controller over a broker that runs with `written` in its drop-in.
     #[must_use]
-    pub fn new(rules: Rules, site: SiteValues, written: Settings) -> Controller {
+    pub fn new(rules: Rules, written: Settings) -> Controller {
         Controller {
             rules,
-            site,
             written,
             effective: written,
-            candidate: None,
+            trends: [Trend::NONE; KNOB_COUNT],
             watch: None,
             restarts: heapless::Deque::new(),
             failures: 0,
@@ -292,7 +326,7 @@ impl Controller {
         if self.is_paused {
             return Decision::Hold(HoldReason::Paused);
         }
-        self.observe_wanted(now, &inputs.wanted);
+        self.observe_wanted(now, inputs);
         if let Some(decision) = self.verify(now, inputs) {
             return decision;
         }
@@ -305,8 +339,8 @@ impl Controller {
         if self.wait_until.is_some_and(|until| now < until) {
             return Decision::Hold(HoldReason::BackingOff);
         }
-        let reload = self.reload_part(&inputs.wanted).filter(|_| self.watch.is_none());
-        if let Some(settings) = reload {
+        let reload = self.reload_part(inputs);
+        if let Some(settings) = reload.filter(|_| self.watch.is_none()) {
             return Decision::Change { settings, apply: Apply::Reload };
         }
         match self.restart_part(now, inputs) {
@@ -326,7 +360,7 @@ impl Controller {
             self.note_restart(now);
         }
         if apply == Apply::Restart || outcome == Outcome::Restored {
-            self.candidate = None;
+            self.trends = [Trend::NONE; KNOB_COUNT];
         }
         if outcome == Outcome::Restored {
             self.fail(now);
@@ -358,7 +392,7 @@ impl Controller {
     pub fn found(&mut self, written: Settings, effective: Settings) {
         self.written = written;
         self.effective = effective;
-        self.candidate = None;
+        self.trends = [Trend::NONE; KNOB_COUNT];
     }
 
     /// Holds until [`Controller::resume`].
@@ -450,43 +484,42 @@ impl Controller {
         }
     }
 
-    /// Starts the dwell anew whenever the wanted settings are not alike the candidate's.
-    fn observe_wanted(&mut self, now: Instant, wanted: &Settings) {
-        let is_alike = self.candidate.is_some_and(|candidate| {
-            let (from, steps) = (&candidate.settings, self.rules.alike_steps);
-            self.moved_by(from, wanted, Apply::Restart, steps).is_empty()
-        });
-        if !is_alike {
-            self.candidate = Some(Candidate { settings: *wanted, since: now });
+    /// Follows where each restart-only option is wanted.
+    fn observe_wanted(&mut self, now: Instant, inputs: &Inputs) {
+        let site = &inputs.envelope.site;
+        let (wanted, effective) = (inputs.wanted.encode(site), self.effective.encode(site));
+        let moved = self.moved(&self.effective, inputs, Apply::Restart);
+        for (index, knob) in Knob::ALL.into_iter().enumerate() {
+            let side = i32::from(wanted[index]) - i32::from(effective[index]);
+            let side = if moved.contains(knob) { side.signum() } else { 0 };
+            self.trends[index].observe(now, side, wanted[index], self.rules.alike_steps);
         }
     }
 
-    /// Options of `apply` that differ by more than the dead band.
-    fn moved(&self, from: &Settings, to: &Settings, apply: Apply) -> KnobSet {
-        self.moved_by(from, to, apply, self.rules.dead_band_steps)
-    }
-
-    /// Options of `apply` that differ by more than `steps_max` steps of the actor's grid.
-    fn moved_by(&self, from: &Settings, to: &Settings, apply: Apply, steps_max: u8) -> KnobSet {
-        let (a, b) = (from.encode(&self.site), to.encode(&self.site));
-        from.differing(to)
+    /// Options of `apply` that are wanted beyond the dead band around `from`.
+    fn moved(&self, from: &Settings, inputs: &Inputs, apply: Apply) -> KnobSet {
+        let site = &inputs.envelope.site;
+        let (a, b) = (from.encode(site), inputs.wanted.encode(site));
+        let moved =
+            |&knob: &Knob| a[knob as usize].abs_diff(b[knob as usize]) > self.rules.dead_band_steps;
+        from.differing(&inputs.wanted)
             .iter()
             .filter(|&knob| knob.spec().apply == apply)
-            .filter(|&knob| a[knob as usize].abs_diff(b[knob as usize]) > steps_max)
+            .filter(moved)
             .fold(KnobSet::EMPTY, KnobSet::with)
     }
 
     /// The file with the reloadable options as wanted, where one of them matters.
-    fn reload_part(&self, wanted: &Settings) -> Option<Settings> {
-        let moved = self.moved(&self.written, wanted, Apply::Reload);
-        let given_up = self.given_up(wanted);
+    fn reload_part(&self, inputs: &Inputs) -> Option<Settings> {
+        let moved = self.moved(&self.written, inputs, Apply::Reload);
+        let given_up = self.given_up(inputs);
         if moved.is_empty() && given_up.is_empty() {
             return None;
         }
-        let mut settings = self.written.with_those_of(wanted, Apply::Reload);
+        let mut settings = self.written.with_those_of(&inputs.wanted, Apply::Reload);
         for knob in given_up.iter() {
             // A value that the table cannot express is left to the main file's own line.
-            let site = knob.spec().value(self.site.get(knob));
+            let site = knob.spec().value(inputs.envelope.site.get(knob));
             settings = settings.with(knob, site.map_or(Setting::Unwritten, Setting::Value));
         }
         (settings != self.written).then_some(settings)
@@ -494,24 +527,24 @@ impl Controller {
 
     /// Reloadable options that we wrote and no longer want: a deleted line does not undo them all
     /// (`memory_limit` keeps its last value), so the site's value is written once.
-    fn given_up(&self, wanted: &Settings) -> KnobSet {
+    fn given_up(&self, inputs: &Inputs) -> KnobSet {
         Knob::ALL
             .into_iter()
             .filter(|knob| knob.spec().apply == Apply::Reload)
-            .filter(|&knob| wanted.get(knob) == Setting::Unwritten)
+            .filter(|&knob| inputs.wanted.get(knob) == Setting::Unwritten)
             .filter(|&knob| {
                 let ours = self.written.get(knob).value();
-                ours.is_some_and(|value| value != self.site.get(knob))
+                ours.is_some_and(|value| value != inputs.envelope.site.get(knob))
             })
             .fold(KnobSet::EMPTY, KnobSet::with)
     }
 
     fn restart_part(&self, now: Instant, inputs: &Inputs) -> Result<Settings, HoldReason> {
-        if self.moved(&self.effective, &inputs.wanted, Apply::Restart).is_empty() {
+        let mut moving = self.trends.iter().filter(|trend| trend.side != 0).peekable();
+        if moving.peek().is_none() {
             return Err(HoldReason::Satisfied);
         }
-        let since = self.candidate.map_or(now, |candidate| candidate.since);
-        if now.saturating_duration_since(since) < self.rules.dwell {
+        if !moving.any(|trend| now.saturating_duration_since(trend.since) >= self.rules.dwell) {
             return Err(HoldReason::Settling);
         }
         if inputs.gain.is_some_and(|gain| gain < self.rules.restart_gain_min) {
@@ -526,7 +559,31 @@ impl Controller {
         if inputs.state_at_risk && !self.rules.allow_state_loss {
             return Err(HoldReason::StateAtRisk);
         }
-        Ok(inputs.wanted)
+        Ok(self.with_trends(now, inputs))
+    }
+
+    /// The file with every moving option at the mean of where it was wanted, if it was for at least
+    /// half the dwell: those that are late spare a restart of their own. All others keep their
+    /// values.
+    fn with_trends(&self, now: Instant, inputs: &Inputs) -> Settings {
+        let mut settings = self.reload_part(inputs).unwrap_or(self.written);
+        let wanted = inputs.wanted.encode(&inputs.envelope.site);
+        for (index, knob) in Knob::ALL.into_iter().enumerate() {
+            let trend = &self.trends[index];
+            let is_late = now.saturating_duration_since(trend.since) < self.rules.dwell / 2;
+            if trend.side == 0 || is_late {
+                continue;
+            }
+            let setting = match inputs.wanted.get(knob) {
+                Setting::Value(_) if trend.mean() != wanted[index] => {
+                    knob.spec().decode(trend.mean()).map_or(Setting::Unwritten, Setting::Value)
+                }
+                // No line, or a steady value, which may lie between the grid's points.
+                setting => setting,
+            };
+            settings = settings.with(knob, setting);
+        }
+        inputs.envelope.confine(settings)
     }
 }
 

@@ -32,11 +32,18 @@ fn healthy() -> Health {
 }
 
 fn wants(wanted: Settings) -> Inputs {
-    Inputs { wanted, health: healthy(), state_at_risk: false, quiet_hours: false, gain: None }
+    Inputs {
+        wanted,
+        envelope: Envelope::default(),
+        health: healthy(),
+        state_at_risk: false,
+        quiet_hours: false,
+        gain: None,
+    }
 }
 
 fn controller() -> Controller {
-    Controller::new(Rules::default(), SiteValues::default(), Settings::UNWRITTEN)
+    Controller::new(Rules::default(), Settings::UNWRITTEN)
 }
 
 /// Steps every 5 s from `from` until something is done, at most an hour; carries it out as
@@ -76,13 +83,28 @@ fn a_restart_waits_for_the_dwell() {
 fn a_wavering_policy_never_restarts() {
     let mut controller = controller();
     for step in 0..2000 {
-        let wanted = if step % 2 == 0 { window(1000) } else { window(100) };
+        let value = if step % 2 == 0 { 1000 } else { 100 };
+        let wanted = with(&[(Knob::InflightMessagesMax, value)]);
         let decision = controller.step(at(step * 5), &wants(wanted));
         assert_eq!(decision, Decision::Hold(HoldReason::Settling));
     }
 }
 
-/// The wanted window jitters by a factor of two around 1000: the dwell goes on all the same.
+/// One option that wavers holds back only itself.
+#[test]
+fn what_is_steady_does_not_wait_for_what_wavers() {
+    let mut controller = controller();
+    let decisions = (0..=12).map(|step| {
+        let wanted = if step % 2 == 0 { window(1000) } else { window(100) };
+        controller.step(at(step * 5), &wants(wanted))
+    });
+    let steady = with(&[(Knob::QueuedMessagesMax, 10_000)]);
+    let change = Decision::Change { settings: steady, apply: Apply::Restart };
+    assert_eq!(decisions.last(), Some(change));
+}
+
+/// The wanted window jitters by a factor of two around 1000: the dwell goes on all the same, and
+/// the mean is what is written.
 #[test]
 fn jitter_does_not_start_the_dwell_anew() {
     let mut controller = controller();
@@ -91,13 +113,17 @@ fn jitter_does_not_start_the_dwell_anew() {
         let decision = controller.step(at(second), &wants(window(window_wanted)));
         assert_eq!(decision, Decision::Hold(HoldReason::Settling), "at {second} s");
     }
-    let decision = controller.step(at(60), &wants(window(1000)));
-    assert!(matches!(decision, Decision::Change { apply: Apply::Restart, .. }), "{decision:?}");
+    let decision = controller.step(at(60), &wants(window(2000)));
+    let Decision::Change { settings, apply: Apply::Restart } = decision else {
+        panic!("{decision:?}");
+    };
+    let written = settings.get(Knob::InflightMessagesMax).value().unwrap();
+    assert!((1000..1400).contains(&written), "{written}");
 }
 
 #[test]
 fn small_moves_are_no_moves() {
-    let mut controller = Controller::new(Rules::default(), SiteValues::default(), window(1000));
+    let mut controller = Controller::new(Rules::default(), window(1000));
     assert_eq!(
         until_done(&mut controller, 0, &wants(window(1100)), Outcome::Done),
         None,
@@ -136,7 +162,6 @@ fn a_reload_does_not_keep_a_restart_waiting() {
 
     let mut early = Controller::new(
         Rules { dwell: Duration::from_secs(10), ..Rules::default() },
-        SiteValues::default(),
         Settings::UNWRITTEN,
     );
     early.step(at(0), &wants(both));
@@ -158,9 +183,8 @@ fn a_reload_does_not_keep_a_restart_waiting() {
 
 #[test]
 fn a_reloadable_option_given_up_is_set_back_once() {
-    let site = SiteValues::default();
     let written = with(&[(Knob::MemoryLimit, 64 << 20)]);
-    let mut controller = Controller::new(Rules::default(), site, written);
+    let mut controller = Controller::new(Rules::default(), written);
     let (second, decision) =
         until_done(&mut controller, 0, &wants(Settings::UNWRITTEN), Outcome::Done).unwrap();
     let back = with(&[(Knob::MemoryLimit, 0)]);

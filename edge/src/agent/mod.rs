@@ -169,7 +169,7 @@ impl Agent {
         policy: Box<dyn Policy>,
     ) -> Self {
         let written = applier.written().ok().flatten().unwrap_or_default();
-        let controller = Controller::new(site.rules, site.envelope.site, written);
+        let controller = Controller::new(site.rules, written);
         let is_unverified = applier.state().good != applier.state().written;
         let mut agent = Self {
             site,
@@ -202,7 +202,7 @@ impl Agent {
         let failures = u8::try_from(state.failures).unwrap_or(u8::MAX);
         let written = self.applier.written().ok().flatten().unwrap_or_default();
         let effective = state.effective.map_or(written, |effective| effective.settings);
-        let mut controller = Controller::new(self.site.rules, self.site.envelope.site, written);
+        let mut controller = Controller::new(self.site.rules, written);
         controller.found(written, effective);
         controller.recall(clock::now(), &ages, failures);
         self.controller = controller;

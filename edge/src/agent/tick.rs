@@ -124,13 +124,16 @@ impl Agent {
         {
             return tick(self, Verdict::Blind(missing.clone()));
         }
+        let envelope =
+            Envelope { heap_bytes_max: sample.sys.get(Sys::HeapBytesMax), ..self.site.envelope };
         // A broker that does not answer after a change is judged without its figures.
         let wanted = match missing {
             Some(_) => *self.controller.written(),
-            None => self.ask_policy(&sample),
+            None => self.ask_policy(&envelope),
         };
         let inputs = Inputs {
             wanted,
+            envelope,
             health,
             state_at_risk: self.is_state_at_risk(&sample),
             quiet_hours: self.site.quiet_hours.iter().any(|hours| hours.contains(unix_s())),
@@ -199,9 +202,7 @@ impl Agent {
         None
     }
 
-    fn ask_policy(&mut self, sample: &Sample) -> Settings {
-        let envelope =
-            Envelope { heap_bytes_max: sample.sys.get(Sys::HeapBytesMax), ..self.site.envelope };
+    fn ask_policy(&mut self, envelope: &Envelope) -> Settings {
         let effective = *self.controller.effective();
         let view = View {
             metrics: &self.metrics,
@@ -209,7 +210,7 @@ impl Agent {
             site: &self.site.envelope.site,
             targets: &self.site.targets,
         };
-        let wanted = self.policy.want(&view, &envelope);
+        let wanted = self.policy.want(&view, envelope);
         self.wanted = Some(wanted);
         wanted
     }

@@ -209,7 +209,7 @@ impl<'a> Demo<'a> {
             steps: u64::MAX,
             duration: Some(Duration::from_secs(self.args.train_s)),
             // The gateway starts on the defaults: so do many short episodes.
-            episode_steps: 12,
+            episode_steps: 5,
             checkpoint_steps: 10_000,
             tuned: KnobSet::tuned_by_default(),
             resume: false,

@@ -24,6 +24,8 @@ use tempfile::TempDir;
 
 /// Steps between two looks at whether the load still runs.
 const LOAD_CHECK_STEPS: u64 = 5;
+/// Steps on the defaults before an episode's first decision: 1 to this many.
+const DEFAULT_STEPS_MAX: u64 = 3;
 /// How often resident memory is sampled for the score.
 const RSS_PERIOD: Duration = Duration::from_millis(100);
 /// How often the agent's own messages go through the broker.
@@ -99,8 +101,13 @@ impl Environment for BrokerEnv {
         let turn = usize::try_from(episode)? % self.config.scenarios.len();
         self.scenario = Arc::clone(&self.config.scenarios[turn]);
         let mut world = World::start(&self.config, &self.scenario, episode)?;
-        world.pass(Instant::now() + self.config.step)?;
-        let (_, state) = world.look(self.config.schema);
+        // An agent meets the defaults at any age, because a change has to be wanted for a while.
+        let aged = u32::try_from(1 + episode % DEFAULT_STEPS_MAX)?;
+        let mut state = Vec::new();
+        for _ in 0..aged {
+            world.pass(Instant::now() + self.config.step)?;
+            (_, state) = world.look(self.config.schema);
+        }
         self.world = Some(world);
         Ok(state)
     }

@@ -5,9 +5,11 @@ use crate::broker::BrokerProcess;
 use crate::env::broker::targets;
 use crate::scenario::Scenario;
 use anyhow::{Context as _, bail};
+use brokertuner_edge::agent::Report;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -26,6 +28,19 @@ pub struct AgentReport {
     pub status: serde_json::Value,
     /// The last lines of its log.
     pub log: Vec<String>,
+    /// One entry a decision.
+    pub decisions: Vec<AgentDecision>,
+}
+
+/// One decision of an agent, out of the line that `edge run --json` prints.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AgentDecision {
+    /// `blind`, `hands_off`, `hold`, `changed` or `failed`.
+    pub kind: String,
+    /// The reason, or what a change answers.
+    pub why: String,
+    /// What the policy wanted, by option; only tuned ones.
+    pub wanted: BTreeMap<String, u64>,
 }
 
 /// A running agent; ended when dropped.
@@ -34,6 +49,7 @@ pub(super) struct Agent {
     child: Child,
     dir: TempDir,
     log: PathBuf,
+    lines: PathBuf,
 }
 
 /// The `edge` program: beside this one, or built now where this runs under cargo.
@@ -84,16 +100,18 @@ impl Agent {
         let log = dir.path().join("edge.log");
         let stderr = std::fs::File::create(&log)
             .with_context(|| format!("cannot write {}", log.display()))?;
+        let lines = dir.path().join("decisions.jsonl");
+        let stdout = std::fs::File::create(&lines)
+            .with_context(|| format!("cannot write {}", lines.display()))?;
         let child = Command::new(edge)
-            .arg("run")
-            .arg("--config")
+            .args(["run", "--json", "--config"])
             .arg(&config)
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
+            .stdout(stdout)
             .stderr(stderr)
             .spawn()
             .with_context(|| format!("cannot start {}", edge.display()))?;
-        Ok(Agent { child, dir, log })
+        Ok(Agent { child, dir, log, lines })
     }
 
     /// Ends the agent in good order and reads what it did.
@@ -109,13 +127,31 @@ impl Agent {
         let text = std::fs::read_to_string(&path)
             .with_context(|| format!("edge left no status at {}", path.display()))?;
         let status = serde_json::from_str(&text).context("edge's status is not JSON")?;
-        Ok(AgentReport { status, log: self.tail() })
+        Ok(AgentReport { status, log: self.tail(), decisions: self.decisions()? })
     }
 
     fn tail(&self) -> Vec<String> {
         let text = std::fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<_> = text.lines().map(str::to_owned).collect();
         lines[lines.len().saturating_sub(LOG_LINES_MAX)..].to_vec()
+    }
+
+    fn decisions(&self) -> anyhow::Result<Vec<AgentDecision>> {
+        let text = std::fs::read_to_string(&self.lines)
+            .with_context(|| format!("cannot read {}", self.lines.display()))?;
+        let decision = |line| {
+            let report: Report = serde_json::from_str(line).context("edge printed no report")?;
+            let wanted = report
+                .options
+                .into_iter()
+                .filter_map(|option| option.wanted.map(|value| (option.option, value)));
+            Ok(AgentDecision {
+                kind: report.verdict.kind,
+                why: report.verdict.why,
+                wanted: wanted.collect(),
+            })
+        };
+        text.lines().map(decision).collect()
     }
 
     fn end(&mut self) -> Option<std::process::ExitStatus> {

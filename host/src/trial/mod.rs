@@ -4,7 +4,7 @@
 mod agent;
 mod profile;
 
-pub use agent::{AgentReport, edge_program};
+pub use agent::{AgentDecision, AgentReport, edge_program};
 pub use profile::{JUDGING, Profile};
 
 use crate::broker::{BrokerError, BrokerProcess, Mosquitto, SpawnConfig, rss_bytes};
