@@ -19,7 +19,8 @@ const STATUS_AGE_MAX: StdDuration = StdDuration::from_secs(60);
 /// How soon a tick that could not see the broker is tried again.
 const BLIND_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Ticks once per `interval`, the first time at once and sooner while it is blind, until `stop` is ready or `each` breaks.
+/// Ticks once per `interval`, the first time at once and sooner while it is blind, until `stop` is
+/// ready or `each` breaks.
 ///
 /// A tick under way is brought to its end: `stop` takes effect after it.
 pub async fn drive(

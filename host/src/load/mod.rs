@@ -207,7 +207,8 @@ impl LoadGenerator {
     /// ready.
     ///
     /// # Errors
-    /// [`LoadError`]: a missing capacity, too many clients, clients that are not ready in time, or the system.
+    /// [`LoadError`]: a missing capacity, too many clients, clients that are not ready in time, or
+    /// the system.
     pub fn start(config: LoadConfig) -> Result<Self, LoadError> {
         if config.scenario.needs_capacity() && config.capacity_msgs_per_s.is_none() {
             return Err(LoadError::CapacityNeeded { scenario: config.scenario.name.clone() });
