@@ -25,6 +25,9 @@ pub struct Rules {
     pub dwell: Duration,
     /// How long the effect of a change is watched before it counts as good.
     pub verify_window: Duration,
+    /// How long figures that were there before a change may stay away after it: three updates of
+    /// `$SYS` at `sys_interval 60`, and some.
+    pub unseen_max: Duration,
     /// Restarts in any 60 minutes; at most [`RESTARTS_REMEMBERED_MAX`].
     pub restarts_per_hour_max: u8,
     /// Options that moved by at most this many of 254 steps of the actor's grid did not move: an
@@ -55,6 +58,7 @@ impl Default for Rules {
         Rules {
             dwell: Duration::from_secs(60),
             verify_window: Duration::from_secs(30),
+            unseen_max: Duration::from_secs(200),
             restarts_per_hour_max: 4,
             dead_band_steps: 32,
             alike_steps: 64,
@@ -82,6 +86,21 @@ pub struct Health {
     pub dropped_share: Option<f32>,
     /// Connections of others.
     pub clients: Option<f32>,
+    /// Resident memory over what the site permits.
+    pub memory_share: Option<f32>,
+}
+
+impl Health {
+    /// Whether every figure that `before` had is there.
+    fn shows_all_of(&self, before: &Health) -> bool {
+        let pairs = [
+            (before.probe_latency_us, self.probe_latency_us),
+            (before.dropped_share, self.dropped_share),
+            (before.clients, self.clients),
+            (before.memory_share, self.memory_share),
+        ];
+        pairs.iter().all(|(before, now)| before.is_none() || now.is_some())
+    }
 }
 
 /// What one step weighs.
@@ -145,8 +164,8 @@ impl fmt::Display for HoldReason {
             }
             HoldReason::NotWorthIt => "the expected gain is not worth a restart",
             HoldReason::BackingOff => "waiting after a failed change",
-            HoldReason::Failed => "too many failed changes: watching only",
-            HoldReason::Paused => "paused",
+            HoldReason::Failed => "too many failed changes: watching only, until a person resumes",
+            HoldReason::Paused => "paused, until a person resumes",
         })
     }
 }
@@ -164,6 +183,10 @@ pub enum RollBackReason {
     Dropped,
     /// Clients did not come back.
     ClientsLost,
+    /// The broker takes more memory than the site permits, and did not before.
+    Memory,
+    /// Figures that were there before have been missing since.
+    Unseen,
 }
 
 impl fmt::Display for RollBackReason {
@@ -173,6 +196,10 @@ impl fmt::Display for RollBackReason {
             RollBackReason::Latency => "the probe's latency got worse after the change",
             RollBackReason::Dropped => "more deliveries are dropped since the change",
             RollBackReason::ClientsLost => "clients did not come back after the restart",
+            RollBackReason::Memory => {
+                "the broker takes more memory than permitted since the change"
+            }
+            RollBackReason::Unseen => "the broker's figures have been missing since the change",
         })
     }
 }
@@ -249,12 +276,49 @@ impl Trend {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// A change that has yet to stand its verification.
+#[derive(Clone, Copy, Debug)]
 struct Watch {
     since: Instant,
     apply: Apply,
     before: Health,
     last_good: Settings,
+    latency_us: Mean,
+    dropped_share: Mean,
+}
+
+impl Watch {
+    fn new(since: Instant, apply: Apply, before: Health, last_good: Settings) -> Watch {
+        let (latency_us, dropped_share) = (Mean::default(), Mean::default());
+        Watch { since, apply, before, last_good, latency_us, dropped_share }
+    }
+
+    /// What was seen over the window: means of what flickers, the last of what stands.
+    fn seen(&mut self, now: &Health) -> Health {
+        Health {
+            probe_latency_us: self.latency_us.with(now.probe_latency_us),
+            dropped_share: self.dropped_share.with(now.dropped_share),
+            ..*now
+        }
+    }
+}
+
+/// A running mean.
+#[derive(Clone, Copy, Debug, Default)]
+struct Mean {
+    sum: f32,
+    count: f32,
+}
+
+impl Mean {
+    /// The mean with one more value; `None` where there was never one.
+    fn with(&mut self, value: Option<f32>) -> Option<f32> {
+        if let Some(value) = value.filter(|value| value.is_finite()) {
+            self.sum += value;
+            self.count += 1.0;
+        }
+        (self.count > 0.0).then(|| self.sum / self.count)
+    }
 }
 
 /// Keeps what is written and effective, and the history that the rules need.
@@ -266,6 +330,7 @@ pub struct Controller {
     /// By row; those of reloadable options are not used.
     trends: [Trend; KNOB_COUNT],
     watch: Option<Watch>,
+    /// When each restart stops counting: an hour after it.
     restarts: heapless::Deque<Instant, RESTARTS_REMEMBERED_MAX>,
     failures: u8,
     wait_until: Option<Instant>,
@@ -316,7 +381,13 @@ impl Controller {
     /// Restarts within the hour before `now`.
     #[must_use]
     pub fn restarts_in_hour(&self, now: Instant) -> usize {
-        self.restarts.iter().filter(|&&at| now.saturating_duration_since(at) < HOUR).count()
+        self.restarts.iter().filter(|&&until| now < until).count()
+    }
+
+    /// Whether a change has yet to stand its verification.
+    #[must_use]
+    pub const fn is_watching(&self) -> bool {
+        self.watch.is_some()
     }
 
     /// Decides. Call once per decision interval, and carry the decision out before the next call.
@@ -339,13 +410,13 @@ impl Controller {
         if self.wait_until.is_some_and(|until| now < until) {
             return Decision::Hold(HoldReason::BackingOff);
         }
-        let reload = self.reload_part(inputs);
-        if let Some(settings) = reload.filter(|_| self.watch.is_none()) {
-            return Decision::Change { settings, apply: Apply::Reload };
-        }
-        match self.restart_part(now, inputs) {
-            Ok(settings) => Decision::Change { settings, apply: Apply::Restart },
-            Err(reason) => Decision::Hold(reason),
+        let reason = match self.restart_part(now, inputs) {
+            Ok(settings) => return Decision::Change { settings, apply: Apply::Restart },
+            Err(reason) => reason,
+        };
+        match self.reload_part(inputs).filter(|_| self.watch.is_none()) {
+            Some(settings) => Decision::Change { settings, apply: Apply::Reload },
+            None => Decision::Hold(reason),
         }
     }
 
@@ -357,7 +428,7 @@ impl Controller {
             Decision::RollBack { settings, apply, .. } => (settings, apply, true),
         };
         if apply == Apply::Restart {
-            self.note_restart(now);
+            self.note_restart(now + HOUR);
         }
         if apply == Apply::Restart || outcome == Outcome::Restored {
             self.trends = [Trend::NONE; KNOB_COUNT];
@@ -379,8 +450,16 @@ impl Controller {
             self.fail(now);
             None
         } else {
-            Some(Watch { since: now, apply, before: health, last_good })
+            Some(Watch::new(now, apply, health, last_good))
         };
+    }
+
+    /// Takes up the verification of a change that an earlier run of the agent did not see to its
+    /// end. What the broker did before is not known then: only that it served.
+    pub fn watch_again(&mut self, now: Instant, last_good: Settings) {
+        let before = Health { is_serving: true, ..Health::default() };
+        let apply = self.apply_of(&last_good);
+        self.watch = Some(Watch::new(now, apply, before, last_good));
     }
 
     /// The broker was restarted by someone else: what was written is in force.
@@ -410,7 +489,9 @@ impl Controller {
     /// Takes over what an earlier run of the agent did: restarts by age, and failures.
     pub fn recall(&mut self, now: Instant, restart_ages: &[Duration], failures: u8) {
         for &age in restart_ages.iter().rev().take(RESTARTS_REMEMBERED_MAX).rev() {
-            self.note_restart(now.checked_sub(age).unwrap_or(Instant::MIN));
+            if let Some(left) = HOUR.checked_sub(age) {
+                self.note_restart(now + left);
+            }
         }
         self.failures = failures;
         if failures > 0 {
@@ -418,12 +499,12 @@ impl Controller {
         }
     }
 
-    fn note_restart(&mut self, at: Instant) {
+    fn note_restart(&mut self, until: Instant) {
         if self.restarts.is_full() {
             self.restarts.pop_front();
         }
         // Room was made above.
-        let _ = self.restarts.push_back(at);
+        let _ = self.restarts.push_back(until);
     }
 
     fn fail(&mut self, now: Instant) {
@@ -439,22 +520,55 @@ impl Controller {
     /// Watches the last change; `None` where it leaves room for a next one. A reload disconnects
     /// nobody, so it does not keep a restart waiting, and is judged together with it.
     fn verify(&mut self, now: Instant, inputs: &Inputs) -> Option<Decision> {
-        let watch = self.watch?;
+        let watch = self.watch.as_mut()?;
+        let seen = watch.seen(&inputs.health);
+        let watch = *watch;
         let elapsed = now.saturating_duration_since(watch.since);
-        if elapsed < self.rules.verify_window {
-            let is_settled = watch.apply == Apply::Reload && inputs.health.is_serving;
+        let is_unseen = seen.is_serving && !seen.shows_all_of(&watch.before);
+        let window = if is_unseen { self.rules.unseen_max } else { self.rules.verify_window };
+        if elapsed < window.max(self.rules.verify_window) {
+            let is_settled = watch.apply == Apply::Reload && seen.is_serving && !is_unseen;
             return (!is_settled).then_some(Decision::Hold(HoldReason::Verifying));
         }
-        self.watch = None;
-        let Some(reason) = self.worse(&watch, &inputs.health) else {
+        let worse = self.worse(&watch, &seen).or(is_unseen.then_some(RollBackReason::Unseen));
+        let Some(reason) = worse else {
+            self.watch = None;
             self.failures = 0;
             return None;
         };
-        let restart_needed = watch.last_good.differing(&self.effective).iter();
-        let restart_needed =
-            restart_needed.into_iter().any(|knob| knob.spec().apply == Apply::Restart);
-        let apply = if restart_needed { Apply::Restart } else { Apply::Reload };
-        Some(Decision::RollBack { settings: watch.last_good, apply, reason })
+        Some(self.roll_back(now, inputs, watch.last_good, reason))
+    }
+
+    /// Undoes the watched change, as soon as that costs no more than it saves.
+    fn roll_back(
+        &self,
+        now: Instant,
+        inputs: &Inputs,
+        last_good: Settings,
+        reason: RollBackReason,
+    ) -> Decision {
+        let apply = self.apply_of(&last_good);
+        let is_down = reason == RollBackReason::NotServing;
+        if self.wait_until.is_some_and(|until| now < until) {
+            return Decision::Hold(HoldReason::BackingOff);
+        }
+        if apply == Apply::Restart && !is_down {
+            if inputs.quiet_hours {
+                return Decision::Hold(HoldReason::QuietHours);
+            }
+            if inputs.state_at_risk && !self.rules.allow_state_loss {
+                return Decision::Hold(HoldReason::StateAtRisk);
+            }
+        }
+        // The heap may have grown since: a limit that was good may lie below it by now.
+        Decision::RollBack { settings: inputs.envelope.confine(last_good), apply, reason }
+    }
+
+    /// How `settings` become effective.
+    fn apply_of(&self, settings: &Settings) -> Apply {
+        let differing = settings.differing(&self.effective);
+        let is_restart = |knob: Knob| knob.spec().apply == Apply::Restart;
+        if differing.iter().any(is_restart) { Apply::Restart } else { Apply::Reload }
     }
 
     fn worse(&self, watch: &Watch, now: &Health) -> Option<RollBackReason> {
@@ -475,6 +589,8 @@ impl Controller {
             n > b + rules.worse_dropped_share
         }) {
             Some(RollBackReason::Dropped)
+        } else if is_worse(before.memory_share, now.memory_share, &|b, n| n > 1.0 && b <= 1.0) {
+            Some(RollBackReason::Memory)
         } else if is_worse(before.probe_latency_us, now.probe_latency_us, &|b, n| {
             latency_us(n) > latency_us(b) * rules.worse_latency_factor
         }) {

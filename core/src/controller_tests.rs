@@ -28,6 +28,7 @@ fn healthy() -> Health {
         probe_latency_us: Some(2000.0),
         dropped_share: Some(0.0),
         clients: Some(20.0),
+        memory_share: Some(0.5),
     }
 }
 
@@ -258,11 +259,128 @@ fn the_budget_survives_the_agent() {
     assert_eq!(decision, Decision::Hold(HoldReason::RestartBudget));
 }
 
+/// Restarts of long ago don't count, however short the agent and its clock have been running.
+#[test]
+fn only_the_last_hours_restarts_are_recalled() {
+    let day = Duration::from_secs(86_400);
+    let mut controller = controller();
+    controller.recall(at(5), &[day, day, day, Duration::from_secs(3500)], 0);
+    assert_eq!(controller.restarts_in_hour(at(5)), 1);
+    assert_eq!(controller.restarts_in_hour(at(105)), 0, "3600 s after it");
+}
+
+/// After a change whose verification found it worse: what happens next.
+fn after_a_bad_restart() -> (Controller, u64, Inputs) {
+    let mut controller = controller();
+    let inputs = wants(window(1000));
+    let (second, _) = until_done(&mut controller, 0, &inputs, Outcome::Done).unwrap();
+    let sick = Inputs { health: Health { dropped_share: Some(0.5), ..healthy() }, ..inputs };
+    (controller, second, sick)
+}
+
+#[test]
+fn a_roll_back_that_fails_is_tried_again() {
+    let (mut controller, second, sick) = after_a_bad_restart();
+    let decision = controller.step(at(second + 30), &sick);
+    assert!(matches!(decision, Decision::RollBack { .. }), "{decision:?}");
+    controller.applied(at(second + 30), &decision, Outcome::Restored, sick.health);
+    let held = controller.step(at(second + 35), &sick);
+    assert_eq!(held, Decision::Hold(HoldReason::BackingOff));
+    let (_, again) = until_done(&mut controller, second + 40, &sick, Outcome::Done).unwrap();
+    assert!(matches!(again, Decision::RollBack { .. }), "{again:?}");
+    assert_eq!(controller.effective(), &Settings::UNWRITTEN);
+}
+
+/// A roll-back costs what a restart costs, unless the broker is down anyway.
+#[test]
+fn a_roll_back_waits_where_a_restart_would() {
+    for (veto, reason) in [
+        (Inputs { state_at_risk: true, ..wants(window(1000)) }, HoldReason::StateAtRisk),
+        (Inputs { quiet_hours: true, ..wants(window(1000)) }, HoldReason::QuietHours),
+    ] {
+        let (mut controller, second, sick) = after_a_bad_restart();
+        let held = controller.step(at(second + 30), &Inputs { health: sick.health, ..veto });
+        assert_eq!(held, Decision::Hold(reason));
+        let down = Inputs { health: Health::default(), ..veto };
+        let decision = controller.step(at(second + 35), &down);
+        assert!(
+            matches!(decision, Decision::RollBack { reason: RollBackReason::NotServing, .. }),
+            "{decision:?}"
+        );
+    }
+}
+
+#[test]
+fn one_bad_moment_in_the_window_is_not_worse() {
+    let (mut controller, second, sick) = after_a_bad_restart();
+    for step in 1..=6 {
+        let inputs = if step == 6 { sick } else { wants(window(1000)) };
+        let decision = controller.step(at(second + step * 5), &inputs);
+        assert!(matches!(decision, Decision::Hold(_)), "{decision:?}");
+    }
+}
+
+#[test]
+fn memory_beyond_the_limit_is_worse() {
+    let (mut controller, second, _) = after_a_bad_restart();
+    let health = Health { memory_share: Some(1.2), ..healthy() };
+    let decision = controller.step(at(second + 30), &Inputs { health, ..wants(window(1000)) });
+    assert!(
+        matches!(decision, Decision::RollBack { reason: RollBackReason::Memory, .. }),
+        "{decision:?}"
+    );
+}
+
+#[test]
+fn figures_that_stay_away_are_worse_in_the_end() {
+    let (mut controller, second, _) = after_a_bad_restart();
+    let health = Health { dropped_share: None, clients: None, ..healthy() };
+    let blind = Inputs { health, ..wants(window(1000)) };
+    let held = controller.step(at(second + 30), &blind);
+    assert_eq!(held, Decision::Hold(HoldReason::Verifying), "an update of $SYS may take a minute");
+    let decision = controller.step(at(second + 200), &blind);
+    assert!(
+        matches!(decision, Decision::RollBack { reason: RollBackReason::Unseen, .. }),
+        "{decision:?}"
+    );
+}
+
+/// An agent that was killed in the window of a restart still undoes it.
+#[test]
+fn a_verification_that_was_cut_short_is_taken_up_again() {
+    let mut controller = Controller::new(Rules::default(), window(1000));
+    controller.watch_again(at(5), Settings::UNWRITTEN);
+    let down = Inputs { health: Health::default(), ..wants(window(1000)) };
+    assert_eq!(controller.step(at(10), &down), Decision::Hold(HoldReason::Verifying));
+    let back = Decision::RollBack {
+        settings: Settings::UNWRITTEN,
+        apply: Apply::Restart,
+        reason: RollBackReason::NotServing,
+    };
+    assert_eq!(controller.step(at(35), &down), back);
+}
+
+/// What was good before may be outside the envelope by now.
+#[test]
+fn a_roll_back_stays_inside_the_envelope() {
+    let mib = 1 << 20;
+    let good = with(&[(Knob::MemoryLimit, 32 * mib)]);
+    let mut controller = Controller::new(Rules::default(), with(&[(Knob::MemoryLimit, 512 * mib)]));
+    controller.watch_again(at(0), good);
+    let opted_in = KnobSet::all();
+    let envelope = Envelope { opted_in, heap_bytes_max: Some(100 * mib), ..Envelope::default() };
+    let inputs = Inputs { envelope, health: Health::default(), ..wants(*controller.written()) };
+    let decision = controller.step(at(30), &inputs);
+    let Decision::RollBack { settings, .. } = decision else { panic!("{decision:?}") };
+    assert!(envelope.check(&settings).is_empty());
+    assert_eq!(settings.get(Knob::MemoryLimit).value(), Some(200 * mib));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// A hostile policy over a day: never more restarts in any hour than the budget, never outside
-    /// the envelope, never a restart-only option left dormant.
+    /// A hostile policy over a day: never more restarts in any hour than the budget and what it
+    /// takes to undo them, never outside the envelope, never a restart-only option left dormant.
     #[test]
     fn a_hostile_day(actions in proptest::collection::vec(any::<Action>(), 1..40), sick in any::<u64>()) {
         let mut controller = controller();
@@ -276,17 +394,21 @@ proptest! {
             let decision = controller.step(at(second), &inputs);
             if let Decision::Change { settings, apply } | Decision::RollBack { settings, apply, .. } = decision {
                 prop_assert!(envelope.check(&settings).is_empty());
-                if apply == Apply::Restart && matches!(decision, Decision::Change { .. }) {
-                    restarts.push(second);
+                if apply == Apply::Restart {
+                    restarts.push((second, matches!(decision, Decision::RollBack { .. })));
                 }
                 let outcome = if sick & 1 << (index % 64) == 0 { Outcome::Done } else { Outcome::Restored };
                 controller.applied(at(second), &decision, outcome, inputs.health);
                 prop_assert!(controller.dormant().is_empty());
             }
         }
-        for (i, &start) in restarts.iter().enumerate() {
-            let in_hour = restarts[i..].iter().take_while(|&&other| other < start + 3600).count();
-            prop_assert!(in_hour <= 4, "{in_hour} from {start} s");
+        for (i, &(start, _)) in restarts.iter().enumerate() {
+            let in_hour = || restarts[i..].iter().take_while(|other| other.0 < start + 3600);
+            let changes = in_hour().filter(|other| !other.1).count();
+            prop_assert!(changes <= 4, "{changes} from {start} s");
+            // Each change is undone at most once with success; failing attempts back off for 5
+            // minutes and more.
+            prop_assert!(in_hour().count() <= 20, "{} from {start} s", in_hour().count());
         }
     }
 }

@@ -91,6 +91,8 @@ pub enum Violation {
     },
     /// QoS 0 would be queued without any bound: no `memory_limit` is in force.
     Qos0WithoutMemoryLimit,
+    /// `memory_limit 0` would lift the only bound on queued QoS 0.
+    LimitBoundsQos0,
     /// `memory_limit` is not well above the heap, or the heap is not known.
     MemoryLimitTooLow {
         /// What is needed at the least, if the heap is known.
@@ -115,7 +117,7 @@ impl Violation {
             | Violation::QueueBelowWindow { knob, .. }
             | Violation::SizeLimitTooLow { knob, .. } => *knob,
             Violation::Qos0WithoutMemoryLimit => Knob::QueueQos0,
-            Violation::MemoryLimitTooLow { .. } => Knob::MemoryLimit,
+            Violation::MemoryLimitTooLow { .. } | Violation::LimitBoundsQos0 => Knob::MemoryLimit,
         }
     }
 }
@@ -136,6 +138,9 @@ impl fmt::Display for Violation {
             ),
             Violation::Qos0WithoutMemoryLimit => f.write_str(
                 "queue_qos0_messages true is bounded by no queue limit; set memory_limit as well",
+            ),
+            Violation::LimitBoundsQos0 => f.write_str(
+                "memory_limit 0 would leave queue_qos0_messages true without any bound; switch that off as well",
             ),
             Violation::MemoryLimitTooLow { bytes_min: Some(bytes) } => {
                 write!(f, "memory_limit must be 0 or at least {bytes}, well above the heap")
@@ -197,7 +202,7 @@ impl Envelope {
         for knob in Knob::ALL {
             inside = inside.with(knob, self.confine_alone(knob, settings.get(knob)));
         }
-        self.confine_qos0(self.confine_window(inside))
+        self.keep_limit(self.confine_qos0(self.confine_window(inside)))
     }
 
     /// Why `settings` are outside, one reason per option; empty when they are inside.
@@ -249,12 +254,20 @@ impl Envelope {
                 )
             }
             Knob::QueueQos0 => {
-                let queues = settings.effective(Knob::QueueQos0, &self.site) != 0;
-                let limited = settings.effective(Knob::MemoryLimit, &self.site) != 0;
-                (queues && !limited).then_some(Violation::Qos0WithoutMemoryLimit)
+                self.queues_unbounded(settings).then_some(Violation::Qos0WithoutMemoryLimit)
+            }
+            // Lifting the limit is ours; a site without one is not.
+            Knob::MemoryLimit if self.site.get(Knob::MemoryLimit) != 0 => {
+                self.queues_unbounded(settings).then_some(Violation::LimitBoundsQos0)
             }
             _ => None,
         }
+    }
+
+    /// QoS 0 is queued for offline sessions, and nothing bounds it.
+    fn queues_unbounded(&self, settings: &Settings) -> bool {
+        settings.effective(Knob::QueueQos0, &self.site) != 0
+            && settings.effective(Knob::MemoryLimit, &self.site) == 0
     }
 
     /// Queue and window in force, "no limit" as its largest meaning.
@@ -353,6 +366,16 @@ impl Envelope {
             0 => self.limit_within(settings, Knob::QueueQos0, |bounds| bounds.min),
             _ => settings.with(Knob::QueueQos0, Setting::Unwritten),
         }
+    }
+
+    /// Leaves the site's `memory_limit` alone where lifting it would leave queued QoS 0 without a
+    /// bound.
+    fn keep_limit(&self, settings: Settings) -> Settings {
+        let is_ours = settings.get(Knob::MemoryLimit) != Setting::Unwritten;
+        if is_ours && self.check_together(Knob::MemoryLimit, &settings).is_some() {
+            return settings.with(Knob::MemoryLimit, Setting::Unwritten);
+        }
+        settings
     }
 }
 

@@ -171,7 +171,7 @@ pub struct View<'a> {
     pub targets: &'a Targets,
 }
 
-/// The `edge` state vector. Missing inputs are 0 and their group's `*_is_fresh` is 0.
+/// The `edge` state vector. A missing input is 0, and then its group's `*_is_fresh` is 0 too.
 ///
 /// Counts and rates go by their logarithm; all lie within about 0 to 2, settings in -1 to 1.
 #[must_use]
@@ -187,6 +187,19 @@ pub fn edge(view: &View<'_>) -> Features {
     let dropped = m.publish_dropped_per_s;
     let acks =
         m.packets_received_per_s.zip(received).map(|(all, publish)| (all - publish).max(0.0));
+    let sys = [
+        m.clients_others,
+        m.subscriptions,
+        received,
+        sent,
+        dropped,
+        m.publish_bytes_received_per_s,
+        m.bytes_sent_per_s,
+        m.packets_received_per_s,
+        m.backlog_messages,
+        m.store_bytes,
+        m.heap_bytes,
+    ];
     let measured: [f32; EDGE.len()] = [
         log(m.clients_others, 16.0),
         log(m.clients_offline, 16.0),
@@ -210,10 +223,12 @@ pub fn edge(view: &View<'_>) -> Features {
         log(Some(view.targets.deadline_ms as f32), 20.0),
         log(Some(view.targets.rss_limit_mib as f32), 16.0),
         log(m.sys_period_s, 6.0),
-        flag(sent.is_some()),
-        flag(m.cpu_share.is_some()),
-        flag(m.probe_latency_us_qos0.is_some()),
+        flag(sys.iter().all(Option::is_some)),
+        flag(m.cpu_share.is_some() && m.rss_bytes.is_some()),
+        flag(m.probe_latency_us_qos0.is_some() && m.probe_latency_us_qos1.is_some()),
     ];
+    // What is no number is missing too.
+    let measured = measured.map(|value| if value.is_nan() { 0.0 } else { value });
     let settings = view.effective.encode(view.site).map(|raw| f32::from(raw) / 127.0);
     // Fits: FEATURES_MAX is asserted below.
     measured.into_iter().chain(settings).collect()

@@ -16,6 +16,11 @@ fn full() -> Metrics {
         publish_sent_per_s: Some(4000.0),
         publish_dropped_per_s: Some(1000.0),
         publish_bytes_received_per_s: Some(127_000.0),
+        subscriptions: Some(10.0),
+        bytes_sent_per_s: Some(600_000.0),
+        backlog_messages: Some(0.0),
+        store_bytes: Some(0.0),
+        heap_bytes: Some(1e6),
         rss_bytes: Some(32.0 * 1_048_576.0),
         cpu_share: Some(0.5),
         context_switches: Some(250_000.0),
@@ -85,11 +90,27 @@ fn missing_is_marked() {
     }
 }
 
+/// One missing figure is not taken for a good zero.
+#[test]
+fn a_group_with_a_gap_is_not_fresh() {
+    let all = Metrics {
+        probe_latency_us_qos0: Some(100.0),
+        probe_latency_us_qos1: Some(100.0),
+        ..full()
+    };
+    let state = |metrics: &Metrics, name| edge_of(metrics, &Settings::UNWRITTEN)[index(name)] > 0.5;
+    assert!(state(&all, "sys_is_fresh") && state(&all, "probe_is_fresh"));
+    assert!(!state(&Metrics { probe_latency_us_qos1: None, ..all }, "probe_is_fresh"));
+    assert!(!state(&Metrics { clients_others: None, ..all }, "sys_is_fresh"));
+    assert!(!state(&Metrics { rss_bytes: None, ..all }, "proc_is_fresh"));
+}
+
 proptest! {
-    /// Any metrics, NaN and infinity among them, and any settings give a state within bounds.
+    /// Any metrics, NaN, infinity and negative numbers among them, and any settings give a state
+    /// within bounds.
     #[test]
-    fn states_are_bounded(values in proptest::array::uniform12(any::<Option<f32>>()), action in any::<Action>()) {
-        let v = |i: usize| values[i].map(|x| if x.is_nan() { 0.0 } else { x.abs() });
+    fn states_are_bounded(values in proptest::array::uniform12(proptest::option::of(proptest::num::f32::ANY)), action in any::<Action>()) {
+        let v = |i: usize| values[i];
         let metrics = Metrics {
             clients_others: v(0), clients_offline: v(1), publish_received_per_s: v(2),
             publish_sent_per_s: v(3), publish_dropped_per_s: v(4), backlog_messages: v(5),

@@ -1,9 +1,13 @@
 //! Other programs, with an end: none outlives its deadline.
 
 use std::io::Read;
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 
 /// Most of a program's output that is kept.
 const OUTPUT_BYTES_MAX: u64 = 4096;
@@ -48,6 +52,8 @@ pub fn output(mut command: Command, timeout: Duration) -> Result<String, Command
     let program = command.get_program().to_string_lossy().into_owned();
     let started = Instant::now();
     let mut child = command
+        // A group of its own, so that what it starts ends with it.
+        .process_group(0)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -59,10 +65,12 @@ pub fn output(mut command: Command, timeout: Duration) -> Result<String, Command
         match child.try_wait() {
             Ok(Some(status)) => break status,
             Ok(None) if started.elapsed() < timeout => thread::sleep(POLL),
-            // The readers end with the pipes; a grandchild may hold those, so they are not waited
+            // The readers end with the pipes, which a daemon may still hold: they are not waited
             // for.
             _ => {
-                let _ = child.kill();
+                if let Ok(group) = i32::try_from(child.id()) {
+                    let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
+                }
                 let _ = child.wait();
                 return Err(CommandError::Late { program, timeout_s: timeout.as_secs() });
             }
@@ -119,6 +127,13 @@ mod tests {
         let late = output(sh("exec sleep 60"), Duration::from_millis(50));
         assert!(matches!(late, Err(CommandError::Late { .. })));
         assert!(started.elapsed() < long);
+        let marked = tempfile::tempdir().unwrap();
+        let mark = marked.path().join("mark");
+        let script = format!("(sleep 0.3; touch {}) & wait", mark.display());
+        let late = output(sh(&script), Duration::from_millis(50));
+        assert!(matches!(late, Err(CommandError::Late { .. })));
+        thread::sleep(Duration::from_millis(500));
+        assert!(!mark.exists(), "what the command started outlived it");
     }
 
     #[test]

@@ -52,6 +52,8 @@ pub struct Elsewhere {
     pub is_included: bool,
     /// `persistence_location` and `persistence_file`, where the database lies.
     pub database: Option<PathBuf>,
+    pub(crate) location: Option<PathBuf>,
+    pub(crate) file: Option<String>,
 }
 
 impl Elsewhere {
@@ -115,7 +117,6 @@ pub fn look(main: &Path, drop_in: &Path) -> Result<Elsewhere, FileError> {
     let mut found = Elsewhere::default();
     let text = read(main)?;
     let directory = seam::dir_of(drop_in);
-    let (mut location, mut file) = (None, None);
     for (number, line) in text.lines().enumerate() {
         let Some((key, rest)) = split(line) else { continue };
         match key {
@@ -124,13 +125,13 @@ pub fn look(main: &Path, drop_in: &Path) -> Result<Elsewhere, FileError> {
                 found.is_included = true;
             }
             "include_dir" => read_directory(Path::new(rest), drop_in, &mut found)?,
-            "persistence_location" => location = Some(PathBuf::from(rest)),
-            "persistence_file" => file = Some(rest.to_owned()),
             _ => note(&mut found, main, number + 1, line),
         }
     }
-    found.database =
-        location.map(|location| location.join(file.as_deref().unwrap_or("mosquitto.db")));
+    found.database = found
+        .location
+        .as_ref()
+        .map(|location| location.join(found.file.as_deref().unwrap_or("mosquitto.db")));
     Ok(found)
 }
 
@@ -159,6 +160,11 @@ fn split(line: &str) -> Option<(&str, &str)> {
 
 fn note(found: &mut Elsewhere, path: &Path, number: usize, line: &str) {
     let Some((key, rest)) = split(line) else { return };
+    match key {
+        "persistence_location" => found.location = Some(PathBuf::from(rest)),
+        "persistence_file" => found.file = Some(rest.to_owned()),
+        _ => {}
+    }
     let Some(knob) = knob_of(key, rest) else { return };
     let text = format!("{key} {rest}");
     // Filled while parsing on: whatever comes after the drop-in's own place overrides it.

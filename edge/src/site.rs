@@ -122,8 +122,7 @@ pub struct Site {
     pub probe_interval: Option<StdDuration>,
     /// Times without restarts.
     pub quiet_hours: Vec<QuietHours>,
-    /// What the operator said of each option.
-    pub tune: Vec<(Knob, Tune)>,
+    config: Config,
 }
 
 impl Site {
@@ -140,14 +139,13 @@ impl Site {
             None => Elsewhere { is_included: true, ..Elsewhere::default() },
         };
         let database = some_path(&config.broker.database).or_else(|| elsewhere.database.clone());
-        let tune = Knob::ALL.map(|knob| (knob, config.rules_of(knob).tune)).to_vec();
         let broker = live_broker(config, environment, address)?;
         let decide = &config.decide;
         Ok(Self {
             paths: Paths { drop_in, state_dir: config.agent.state_dir.clone(), database },
             ready_timeout: StdDuration::from_secs(config.control.ready_timeout_s.into()),
             main_conf,
-            envelope: envelope(config, &elsewhere, &tune, &broker),
+            envelope: envelope(config, &elsewhere, &broker),
             broker,
             elsewhere,
             rules: rules(config),
@@ -165,18 +163,19 @@ impl Site {
                 .iter()
                 .filter_map(|t| QuietHours::parse(t))
                 .collect(),
-            tune,
+            config: config.clone(),
         })
     }
 
-    /// Looks at the broker's other files again, and lets go of what is set there by now.
+    /// Looks at the broker's other files again: lets go of what is set there by now, and takes over
+    /// the values.
     ///
     /// # Errors
     /// As [`Site::look`] for those files.
     pub fn look_again(&mut self) -> Result<(), SiteError> {
         if let Some(main) = &self.main_conf {
             self.elsewhere = look_around(main, &self.paths.drop_in)?;
-            self.envelope.opted_in = opted_in(&self.elsewhere, &self.tune, &self.broker);
+            self.envelope = envelope(&self.config, &self.elsewhere, &self.broker);
         }
         Ok(())
     }
@@ -186,8 +185,7 @@ impl Site {
     pub fn sampler_options(&self) -> SamplerOptions {
         SamplerOptions {
             address: self.broker.address,
-            // The CONNACK probe has the configured identifier: the same one would end this
-            // connection.
+            // Not the CONNACK probe's: the same one would end this connection.
             client_id: format!("{}-sampler", self.broker.client_id),
             credentials: self.broker.credentials.clone(),
             probe_interval: self.probe_interval,
@@ -258,7 +256,8 @@ fn live_broker(
     };
     Ok(LiveBroker {
         address,
-        client_id: config.broker.client_id.clone(),
+        // `edge advise` beside `edge run` must not take its connection over.
+        client_id: format!("{}-{}", config.broker.client_id, std::process::id()),
         credentials,
         finder: PidFinder {
             source: pid.source,
@@ -288,28 +287,24 @@ fn secret(key: &'static str, path: &Path) -> Result<String, SiteError> {
 
 /// The options that may be written: as the operator said, not where another file has the last word,
 /// and only where there is a way to make them effective.
-fn opted_in(elsewhere: &Elsewhere, tune: &[(Knob, Tune)], broker: &LiveBroker) -> KnobSet {
+fn opted_in(config: &Config, elsewhere: &Elsewhere, broker: &LiveBroker) -> KnobSet {
     let (set_by_site, overridden) = (elsewhere.set_by_site(), elsewhere.overridden());
     let has_way = |knob: Knob| match knob.spec().apply {
         Apply::Reload => broker.reload != Method::None,
         Apply::Restart => broker.restart != Method::None,
     };
-    tune.iter()
-        .filter(|(knob, _)| has_way(*knob))
-        .filter(|(knob, tune)| match tune {
-            Tune::Auto => knob.spec().tuned == Tuned::ByDefault && !set_by_site.contains(*knob),
-            Tune::Yes => !overridden.contains(*knob),
+    Knob::ALL
+        .into_iter()
+        .filter(|&knob| has_way(knob))
+        .filter(|&knob| match config.rules_of(knob).tune {
+            Tune::Auto => knob.spec().tuned == Tuned::ByDefault && !set_by_site.contains(knob),
+            Tune::Yes => !overridden.contains(knob),
             Tune::No => false,
         })
-        .fold(KnobSet::EMPTY, |set, (knob, _)| set.with(*knob))
+        .fold(KnobSet::EMPTY, KnobSet::with)
 }
 
-fn envelope(
-    config: &Config,
-    elsewhere: &Elsewhere,
-    tune: &[(Knob, Tune)],
-    broker: &LiveBroker,
-) -> Envelope {
+fn envelope(config: &Config, elsewhere: &Elsewhere, broker: &LiveBroker) -> Envelope {
     let mut site = elsewhere.site_values();
     for knob in Knob::ALL {
         if let Some(value) = config.rules_of(knob).site {
@@ -317,7 +312,7 @@ fn envelope(
         }
     }
     Envelope {
-        opted_in: opted_in(elsewhere, tune, broker),
+        opted_in: opted_in(config, elsewhere, broker),
         bounds: Knob::ALL.map(|knob| bounds(knob, &config.rules_of(knob))),
         site,
         ..Envelope::default()

@@ -34,16 +34,12 @@ pub struct State {
     pub good: Option<Settings>,
     /// What the running broker has taken over, and which process that is.
     pub effective: Option<Effective>,
-    /// What was last decided, applied or not.
-    pub wanted: Option<Settings>,
     /// A change that is under way; found at a start, it was cut short.
     pub intent: Option<Intent>,
     /// Changes in a row that had to be taken back.
     pub failures: u32,
     /// When the broker was restarted, in Unix seconds, oldest first, [`RESTARTS_MAX`] at most.
     pub restarts_unix_s: Vec<u64>,
-    /// No change before this Unix second, after failures.
-    pub hold_until_unix_s: Option<u64>,
 }
 
 /// Settings in force in one process.
@@ -166,7 +162,7 @@ impl State {
     fn settings(&self) -> impl Iterator<Item = Settings> {
         let intent =
             self.intent.map(|intent| [intent.from, intent.to, intent.interim, intent.interim_back]);
-        [self.written, self.good, self.wanted, self.effective.map(|e| e.settings)]
+        [self.written, self.good, self.effective.map(|e| e.settings)]
             .into_iter()
             .chain(intent.into_iter().flatten())
             .flatten()

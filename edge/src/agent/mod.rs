@@ -93,8 +93,6 @@ pub struct Agent {
     policy: Box<dyn Policy>,
     wanted: Option<Settings>,
     process: Option<ProcessId>,
-    /// A change stands that has not yet passed its verify window.
-    is_unverified: bool,
     /// Someone else's hand is on the drop-in, and how that was said.
     hands_off: Option<String>,
     _lock: Option<Lock>,
@@ -117,8 +115,12 @@ impl Agent {
     /// [`StartError`]. A broker that is not there yet is no error.
     pub fn start(site: Site, policy: Box<dyn Policy>) -> Result<Self, StartError> {
         let lock = Lock::take(&site.paths.state_dir)?;
-        let mut agent = Self::watch(site, policy)?;
+        let (mut agent, damage) = Self::open(site, policy)?;
         agent._lock = Some(lock);
+        if damage.is_some() {
+            // Kept, so that a restart of the agent does not cut the wait short.
+            agent.applier.remember(|state| state.failures = 1)?;
+        }
         match agent.applier.recover()? {
             Recovery::Clean => {}
             Recovery::NothingDone => {
@@ -146,17 +148,21 @@ impl Agent {
     /// # Errors
     /// [`StartError`].
     pub fn watch(site: Site, policy: Box<dyn Policy>) -> Result<Self, StartError> {
+        Ok(Self::open(site, policy)?.0)
+    }
+
+    /// The agent, and what is wrong with its memory.
+    fn open(site: Site, policy: Box<dyn Policy>) -> Result<(Self, Option<StateError>), StartError> {
         let (files, broker) = (Box::new(RealFiles), Box::new(site.broker.clone()));
         let (applier, damage) = Applier::open(files, broker, site.paths.clone())?;
         let applier = applier.with_ready_timeout(site.ready_timeout);
         let sampler = Sampler::start(site.sampler_options(), site.broker.finder.clone());
         let sampler = sampler.map_err(StartError::Sampler)?;
-        let mut agent = Self::with_parts(site, sampler, applier, policy);
-        if let Some(damage) = damage {
+        let agent = Self::with_parts(site, sampler, applier, policy);
+        if let Some(damage) = &damage {
             tracing::error!(%damage, "The agent's memory is lost; it holds for a while.");
-            agent.controller.recall(clock::now(), &[], 1);
         }
-        Ok(agent)
+        Ok((agent, damage))
     }
 
     /// An agent of parts that the caller made: for trainers and tests. Takes no lock, recovers
@@ -170,7 +176,6 @@ impl Agent {
     ) -> Self {
         let written = applier.written().ok().flatten().unwrap_or_default();
         let controller = Controller::new(site.rules, written);
-        let is_unverified = applier.state().good != applier.state().written;
         let mut agent = Self {
             site,
             sampler,
@@ -181,7 +186,6 @@ impl Agent {
             policy,
             wanted: None,
             process: None,
-            is_unverified,
             hands_off: None,
             _lock: None,
         };
@@ -205,6 +209,9 @@ impl Agent {
         let mut controller = Controller::new(self.site.rules, written);
         controller.found(written, effective);
         controller.recall(clock::now(), &ages, failures);
+        if state.good != state.written {
+            controller.watch_again(clock::now(), state.good.unwrap_or_default());
+        }
         self.controller = controller;
     }
 

@@ -53,7 +53,7 @@ pub struct BrokerReport {
 /// A [`Verdict`] in words.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VerdictReport {
-    /// `blind`, `hands_off`, `hold`, `planned`, `changed` or `failed`.
+    /// `blind`, `hands_off`, `hold`, `planned`, `changed`, `rolled_back` or `failed`.
     pub kind: String,
     /// The reason, or what a change answers.
     pub why: String,
@@ -129,6 +129,9 @@ impl VerdictReport {
             Verdict::HandsOff(why) => return plain("hands_off", why.clone()),
             Verdict::Hold(reason) => return plain("hold", reason.to_string()),
             Verdict::Planned(plan) => ("planned", plan, plan.why.clone()),
+            Verdict::Changed(plan, _) if plan.is_roll_back => {
+                ("rolled_back", plan, plan.why.clone())
+            }
             Verdict::Changed(plan, _) => ("changed", plan, plan.why.clone()),
             Verdict::Failed(plan, error) => ("failed", plan, error.to_string()),
         };

@@ -35,6 +35,8 @@ pub struct Plan {
     pub how: How,
     /// Why.
     pub why: String,
+    /// It undoes an earlier change.
+    pub is_roll_back: bool,
 }
 
 impl Plan {
@@ -98,6 +100,9 @@ impl Agent {
     /// Takes some milliseconds, and for a change at most what [`crate::apply::Applier::apply`]
     /// takes.
     pub fn tick(&mut self, mode: Mode) -> Tick {
+        if mode == Mode::Look {
+            self.follow();
+        }
         let sample = self.sampler.sample();
         self.metrics = self.meter.measure(&sample);
         self.notice_process(mode);
@@ -109,24 +114,25 @@ impl Agent {
             wanted: agent.wanted,
             verdict,
         };
-        if let Err(error) = self.applier.check_ours() {
-            self.controller.pause();
-            let said = error.to_string();
-            if self.hands_off.as_ref() != Some(&said) {
-                tracing::warn!(reason = %said, "Hands off.");
-                self.hands_off = Some(said.clone());
+        match self.applier.check_ours() {
+            Ok(()) => {}
+            Err(error @ (ApplyError::EditedByHand { .. } | ApplyError::Removed { .. })) => {
+                let said = self.take_hands_off(&error);
+                return tick(self, Verdict::HandsOff(said));
             }
-            return tick(self, Verdict::HandsOff(said));
+            // It may be readable again the next time.
+            Err(error) => return tick(self, Verdict::Blind(error.to_string())),
         }
         let missing = self.blindness();
+        let was_watching = self.controller.is_watching();
         if let Some(missing) = &missing
-            && (health.is_serving || !self.is_unverified)
+            && !was_watching
         {
             return tick(self, Verdict::Blind(missing.clone()));
         }
         let envelope =
             Envelope { heap_bytes_max: sample.sys.get(Sys::HeapBytesMax), ..self.site.envelope };
-        // A broker that does not answer after a change is judged without its figures.
+        // After a change, missing figures are judged as well: they may be its effect.
         let wanted = match missing {
             Some(_) => *self.controller.written(),
             None => self.ask_policy(&envelope),
@@ -135,20 +141,40 @@ impl Agent {
             wanted,
             envelope,
             health,
-            state_at_risk: self.is_state_at_risk(&sample),
+            state_at_risk: self.is_state_at_risk(&sample, &wanted),
             quiet_hours: self.site.quiet_hours.iter().any(|hours| hours.contains(unix_s())),
             gain: None,
         };
         let decision = self.controller.step(sample.at, &inputs);
+        if mode == Mode::Act && was_watching && !self.controller.is_watching() {
+            self.note_good();
+        }
         let verdict = match self.plan(&decision) {
-            Err(reason) => {
-                self.settle(reason);
-                Verdict::Hold(reason)
-            }
+            Err(reason) => Verdict::Hold(reason),
             Ok(plan) if mode == Mode::Look => Verdict::Planned(plan),
             Ok(plan) => self.carry_out(plan, &decision, health),
         };
         tick(self, verdict)
+    }
+
+    /// Takes over what the agent that is at work has done since.
+    fn follow(&mut self) {
+        match self.applier.look_again() {
+            Ok(false) => {}
+            Ok(true) => self.recall(),
+            Err(error) => tracing::debug!(%error, "The agent's memory could not be read again."),
+        }
+    }
+
+    /// Someone changed the drop-in: it is theirs.
+    fn take_hands_off(&mut self, error: &ApplyError) -> String {
+        self.controller.pause();
+        let said = error.to_string();
+        if self.hands_off.as_ref() != Some(&said) {
+            tracing::warn!(reason = %said, "Hands off.");
+            self.hands_off = Some(said.clone());
+        }
+        said
     }
 
     /// A new process has taken over whatever was written.
@@ -183,6 +209,9 @@ impl Agent {
                 _ => 0.0,
             }),
             clients: metrics.clients_others,
+            memory_share: metrics
+                .rss_bytes
+                .map(|bytes| bytes / (self.site.targets.rss_limit_mib.max(1) as f32 * 1_048_576.0)),
         }
     }
 
@@ -216,9 +245,14 @@ impl Agent {
     }
 
     /// Whether a restart would lose sessions or messages; what is not known counts as yes.
-    fn is_state_at_risk(&self, sample: &Sample) -> bool {
-        let effective = self.controller.effective();
-        if effective.effective(Knob::Persistence, &self.site.envelope.site) != 0 {
+    ///
+    /// Persistence keeps them where it is on before and after, and where the database is known, so
+    /// that the applier can see to a save.
+    fn is_state_at_risk(&self, sample: &Sample, wanted: &Settings) -> bool {
+        let site = &self.site.envelope.site;
+        let is_on = |settings: &Settings| settings.effective(Knob::Persistence, site) != 0;
+        let is_kept = is_on(self.controller.effective()) && is_on(wanted);
+        if is_kept && self.site.paths.database.is_some() {
             return false;
         }
         let frame = &sample.sys;
@@ -239,7 +273,8 @@ impl Agent {
             Apply::Reload => How::Reload,
             Apply::Restart => How::Restart,
         };
-        Ok(Plan { from: *self.controller.written(), to: settings, how, why })
+        let is_roll_back = matches!(decision, Decision::RollBack { .. });
+        Ok(Plan { from: *self.controller.written(), to: settings, how, why, is_roll_back })
     }
 
     /// The load that a change answers, in figures.
@@ -259,7 +294,9 @@ impl Agent {
     }
 
     fn carry_out(&mut self, plan: Plan, decision: &Decision, health: Health) -> Verdict {
-        if let Some(refusal) = self.overridden_since(&plan) {
+        if !plan.is_roll_back
+            && let Some(refusal) = self.overridden_since(&plan)
+        {
             return Verdict::Blind(refusal);
         }
         tracing::info!(what = plan.diff().join(", "), how = %plan.how, why = %plan.why, "Changing the broker's settings.");
@@ -271,7 +308,9 @@ impl Agent {
             Err(_) => Outcome::Restored,
         };
         self.controller.applied(clock::now(), decision, outcome, health);
-        self.is_unverified = applied.is_ok() && matches!(decision, Decision::Change { .. });
+        if plan.is_roll_back && applied.is_ok() {
+            self.note_good();
+        }
         self.note_failures();
         match applied {
             Ok(applied) => {
@@ -306,13 +345,8 @@ impl Agent {
         Some(format!("{line}: edge leaves this option alone"))
     }
 
-    /// A change that stood its verify window is what to fall back to.
-    fn settle(&mut self, reason: HoldReason) {
-        let is_settled = !matches!(reason, HoldReason::Verifying | HoldReason::NotServing);
-        if !(self.is_unverified && is_settled) {
-            return;
-        }
-        self.is_unverified = false;
+    /// A change that stood its verification is what to fall back to.
+    fn note_good(&mut self) {
         if let Err(error) = self.applier.mark_good() {
             tracing::warn!(%error, "That the settings stood the test could not be noted.");
         }

@@ -143,6 +143,17 @@ impl Applier {
         self.store.save(&*self.files, &self.state)
     }
 
+    /// Reads the memory again, for one who only looks on; answers whether it has changed.
+    ///
+    /// # Errors
+    /// [`StateError`]; the memory is kept then.
+    pub fn look_again(&mut self) -> Result<bool, StateError> {
+        let state = self.store.load(&*self.files)?;
+        let is_news = state != self.state;
+        self.state = state;
+        Ok(is_news)
+    }
+
     /// What the drop-in says now, whoever wrote it.
     ///
     /// # Errors
@@ -207,11 +218,8 @@ impl Applier {
         let to = wanted;
         let interim_back = compare::interim(interim.or(to), from, site);
         let intent = Intent { from, to, interim, interim_back, how, before, back: false };
-        self.remember(|state| {
-            state.wanted = wanted;
-            state.intent = Some(intent);
-        })
-        .map_err(|error| self.not_begun(error))?;
+        self.remember(|state| state.intent = Some(intent))
+            .map_err(|error| self.not_begun(error))?;
         let outcome = self.advance(&intent);
         match outcome {
             Ok(ready) => {

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::process::ExitCode;
 use std::time::{Duration as StdDuration, Instant as StdInstant};
 
-use anyhow::bail;
+use anyhow::{anyhow, bail};
 use brokertuner_core::Duration;
 use brokertuner_core::controller::HoldReason;
 use brokertuner_edge::agent::{Agent, Mode, Report, Tick, Verdict, drive};
@@ -72,26 +72,21 @@ fn end_of(
     started: StdInstant,
     change: &mut Option<Report>,
 ) -> Option<anyhow::Result<Report>> {
+    let report = || Report::of(agent, tick);
     match &tick.verdict {
+        Verdict::HandsOff(reason) => Some(Err(anyhow!("{reason}"))),
+        Verdict::Blind(reason) if is_hopeless(agent, started) => Some(Err(anyhow!("{reason}"))),
+        Verdict::Blind(_) => None,
+        Verdict::Planned(_) | Verdict::Failed(..) => Some(Ok(report())),
+        Verdict::Changed(plan, _) if plan.is_roll_back => Some(Ok(report())),
+        Verdict::Changed(..) => {
+            *change = Some(report());
+            None
+        }
+        // The controller ends this by itself: the change stands its verification or is undone.
+        Verdict::Hold(_) if change.is_some() && agent.controller().is_watching() => None,
         Verdict::Hold(HoldReason::Verifying) => None,
-        Verdict::Blind(_) if change.is_none() && !is_hopeless(agent, started) => None,
-        Verdict::Blind(reason) if change.is_none() => Some(Err(anyhow::anyhow!("{reason}"))),
-        // The connection comes back after a restart.
-        Verdict::Blind(_) | Verdict::Hold(HoldReason::NotServing)
-            if started.elapsed() < PATIENCE =>
-        {
-            None
-        }
-        Verdict::HandsOff(reason) => Some(Err(anyhow::anyhow!("{reason}"))),
-        Verdict::Changed(..) if change.is_none() => {
-            // A change back, after this, has a reason of its own and ends the decision as well.
-            *change = Some(Report::of(agent, tick));
-            None
-        }
-        Verdict::Planned(_) | Verdict::Changed(..) | Verdict::Failed(..) => {
-            Some(Ok(Report::of(agent, tick)))
-        }
-        _ => Some(Ok(change.take().unwrap_or_else(|| Report::of(agent, tick)))),
+        Verdict::Hold(_) => Some(Ok(change.take().unwrap_or_else(report))),
     }
 }
 

@@ -8,7 +8,7 @@ use brokertuner_edge::agent::{Agent, Mode, Report, StatusFile, Tick, Verdict, dr
 use brokertuner_edge::config::Config;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{event_loop, prepare};
+use super::{event_loop, prepare, print};
 
 pub(super) fn run(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
     let (site, policy) = prepare(config)?;
@@ -32,7 +32,8 @@ pub(super) fn run(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
                 teller.log_once(&format!("status.json was not written: {error}"));
             }
             if json && let Ok(line) = serde_json::to_string(&report) {
-                println!("{line}");
+                // A reader that has gone is no reason to stop tuning.
+                let _ = print(&format!("{line}\n"));
             }
             ControlFlow::Continue(())
         })

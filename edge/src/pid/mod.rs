@@ -171,9 +171,17 @@ impl PidFinder {
             PidSource::Systemd => self.by_systemd(),
             PidSource::Listener => listener::owner(self.address),
             PidSource::Auto => {
+                // Where it may be seen, the owner of the port settles it: a unit or a pid left
+                // behind may be another broker's.
+                let owner = listener::owner(self.address).ok();
                 for source in [Self::by_config, Self::by_env, Self::by_file, Self::by_systemd] {
                     match source(self) {
-                        Ok(process) => return Ok(process),
+                        Ok(process) if owner.is_none_or(|owner| owner == process) => {
+                            return Ok(process);
+                        }
+                        Ok(process) => {
+                            tracing::debug!(process.pid, "Not the one that serves the port.");
+                        }
                         Err(PidError::Unset { .. }) => {}
                         Err(error) => tracing::debug!(%error, "Next source of the broker's pid."),
                     }
