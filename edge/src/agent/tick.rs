@@ -15,6 +15,9 @@ use crate::ready;
 use crate::sampler::Link;
 use crate::state::How;
 
+/// Messages in the store that are the agent's own: a probe on its way.
+const OWN_STORED_MAX: u64 = 1;
+
 /// Whether a decision is carried out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
@@ -260,7 +263,7 @@ impl Agent {
         let [Some(offline), Some(stored), Some(retained)] = counts.map(|sys| frame.get(sys)) else {
             return true;
         };
-        offline > 0 || stored > retained || retained > self.sampler.sys_retained()
+        offline > 0 || stored > retained + OWN_STORED_MAX || retained > self.sampler.sys_retained()
     }
 
     fn plan(&self, decision: &Decision) -> Result<Plan, HoldReason> {

@@ -316,6 +316,15 @@ mod tests {
     }
 
     #[test]
+    fn auto_passes_over_a_process_that_does_not_serve_the_port() {
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut finder = PidFinder::listener(socket.local_addr().unwrap());
+        finder.source = PidSource::Auto;
+        finder.pid = Some(1);
+        assert_eq!(finder.find().unwrap().pid, own_pid());
+    }
+
+    #[test]
     fn each_source_says_what_is_wrong_with_it() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("pid");

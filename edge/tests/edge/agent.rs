@@ -80,6 +80,61 @@ fn a_broker_that_dies_of_a_change_gets_the_old_settings_back() {
     assert_eq!(agent.applier().state().failures, 1, "remembered across a restart of the agent");
 }
 
+/// Killed in the verify window, the next agent goes on watching, and undoes what turns out bad.
+#[test]
+fn a_verification_outlives_the_agent() {
+    let broker = Broker::start("");
+    let rules = "[decide]\ndwell_s = 0\nverify_window_s = 2\n";
+    let mut agent = Agent::start(site(&broker, rules), Box::new(policy)).unwrap();
+    until(&mut agent, "a change", |tick| matches!(tick.verdict, Verdict::Changed(..)));
+    drop(agent);
+    let script = fs::read_to_string(broker.path("start")).unwrap();
+    let script = script.replace("max_inflight_messages 4000", "max_inflight_messages 600");
+    fs::write(broker.path("start"), script).unwrap();
+    broker.live().restart().unwrap();
+    let mut agent = Agent::start(site(&broker, rules), Box::new(policy)).unwrap();
+    let tick = until(&mut agent, "the change back", |tick| {
+        matches!(tick.verdict, Verdict::Changed(..) | Verdict::Failed(..))
+    });
+    assert!(matches!(&tick.verdict, Verdict::Changed(plan, _) if plan.is_roll_back), "{tick:?}");
+}
+
+#[test]
+fn a_damaged_memory_holds_first_and_keeps_holding() {
+    let broker = Broker::start("");
+    let site = || site(&broker, "[decide]\ndwell_s = 0\n");
+    drop(Agent::start(site(), Box::new(policy)).unwrap());
+    let state = site().paths.state_dir.join("edge.state");
+    fs::write(&state, "neither magic nor state").unwrap();
+    for _ in 0..2 {
+        let mut agent = Agent::start(site(), Box::new(policy)).unwrap();
+        let tick = until(&mut agent, "a hold", |tick| matches!(tick.verdict, Verdict::Hold(_)));
+        let Verdict::Hold(reason) = tick.verdict else { unreachable!() };
+        assert_eq!(reason.to_string(), "waiting after a failed change");
+        assert_eq!(agent.controller().failures(), 1);
+    }
+}
+
+/// Looking on takes nothing over and writes nothing, also in the verify window of the agent that is
+/// at work.
+#[test]
+fn looking_on_leaves_the_agent_at_work_alone() {
+    let broker = Broker::start("");
+    let rules = "[decide]\ndwell_s = 0\nverify_window_s = 60\n";
+    let mut agent = Agent::start(site(&broker, rules), Box::new(policy)).unwrap();
+    let mut onlooker = Agent::watch(site(&broker, rules), Box::new(policy)).unwrap();
+    until(&mut agent, "a change", |tick| matches!(tick.verdict, Verdict::Changed(..)));
+    let state = site(&broker, rules).paths.state_dir.join("edge.state");
+    let before = fs::read(&state).unwrap();
+    eventually("the onlooker to see it", || {
+        let tick = onlooker.tick(Mode::Look);
+        let window = onlooker.controller().written().get(Knob::InflightMessagesMax).value();
+        (matches!(tick.verdict, Verdict::Hold(_)) && window == Some(WINDOW)).then_some(())
+    });
+    assert_eq!(fs::read(&state).unwrap(), before);
+    assert_eq!(agent.applier().state().good, None);
+}
+
 #[test]
 fn a_restart_by_someone_else_is_noticed() {
     let broker = Broker::start("");

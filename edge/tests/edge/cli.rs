@@ -45,8 +45,13 @@ impl Drop for Running {
     }
 }
 
-const WIDE: [(Knob, u64); 3] =
-    [(Knob::InflightMessagesMax, 1000), (Knob::QueuedMessagesMax, 10_000), (Knob::TcpNodelay, 1)];
+/// Both kinds of options: one reload and one restart, or one restart for all.
+const WIDE: [(Knob, u64); 4] = [
+    (Knob::InflightMessagesMax, 1000),
+    (Knob::QueuedMessagesMax, 10_000),
+    (Knob::TcpNodelay, 1),
+    (Knob::AutosaveInterval, 100),
+];
 
 #[test]
 fn the_default_configuration_is_printed_and_valid() {
@@ -115,6 +120,7 @@ fn once_shows_then_applies_then_has_nothing_to_do() {
     let (code, out, err) = on(&config, &["once", "--dry-run"]);
     assert_eq!(code, 0, "{out}{err}");
     assert!(out.contains("set_tcp_nodelay (no line) -> true"), "{out}");
+    assert!(out.contains("autosave_interval (no line) -> "), "{out}");
     assert!(!broker.drop_in().exists(), "nothing was changed");
     let (code, out, _) = on(&config, &["advise", "--json"]);
     let advice: Report = serde_json::from_str(&out).unwrap();
@@ -189,7 +195,7 @@ fn state_that_a_restart_would_lose_holds_the_restart() {
         "sudo apt-get install -y mosquitto-clients"
     );
     let model = broker.path("model.btm");
-    model::write(&model, &WIDE);
+    model::write(&model, &WIDE[..3]);
     let config = broker.edge_config(&model, "[decide]\ninterval_ms = 250\n");
     let before = broker.pid();
     let (code, out, err) = on(&config, &["once"]);
