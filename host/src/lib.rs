@@ -15,3 +15,4 @@ pub mod reward;
 pub mod scenario;
 pub mod train;
 pub mod trial;
+pub mod twin;

@@ -1,0 +1,4 @@
+//! A simulator of a broker and its clients.
+
+mod link;
+mod time;

@@ -1,0 +1,44 @@
+//! Time in the twin: whole slices since its start.
+
+use std::ops::Add;
+
+/// An instant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Slice(u32);
+
+/// A length of time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Span(u32);
+
+impl Slice {
+    pub(super) const START: Slice = Slice(0);
+
+    /// The slice of that number.
+    pub(super) const fn nth(number: u32) -> Slice {
+        Slice(number)
+    }
+
+    /// From `earlier` to here; nothing where it lies later.
+    pub(super) fn since(self, earlier: Slice) -> Span {
+        Span(self.0.saturating_sub(earlier.0))
+    }
+}
+
+impl Span {
+    /// The nearest whole number of slices.
+    pub(super) fn of_us(us: u32, slice_us: u32) -> Span {
+        Span((us + slice_us / 2) / slice_us.max(1))
+    }
+
+    pub(super) const fn slices(self) -> u32 {
+        self.0
+    }
+}
+
+impl Add<Span> for Slice {
+    type Output = Slice;
+
+    fn add(self, span: Span) -> Slice {
+        Slice(self.0.saturating_add(span.0))
+    }
+}
