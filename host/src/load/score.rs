@@ -43,11 +43,16 @@ pub struct Arrivals {
 impl SecondCounts {
     /// Counts one in-time first delivery.
     pub fn arrive(&mut self, second: i64) {
+        self.arrive_many(second, 1);
+    }
+
+    /// Counts in-time first deliveries that arrive in the same second.
+    pub fn arrive_many(&mut self, second: i64, count: u64) {
         match self.arrivals.last_mut() {
-            Some(last) if last.second == second => last.in_time += 1,
+            Some(last) if last.second == second => last.in_time += count,
             _ => match self.arrivals.iter_mut().find(|arrivals| arrivals.second == second) {
-                Some(found) => found.in_time += 1,
-                None => self.arrivals.push(Arrivals { second, in_time: 1 }),
+                Some(found) => found.in_time += count,
+                None => self.arrivals.push(Arrivals { second, in_time: count }),
             },
         }
     }

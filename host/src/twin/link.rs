@@ -42,14 +42,21 @@ pub(super) struct Batch {
     pub(super) count: u32,
     /// Payload of each.
     pub(super) bytes: u32,
+    /// The lower of the publisher's and the subscriber's.
+    pub(super) qos: Qos,
 }
 
 impl Batch {
-    fn of(self, count: u32) -> Batch {
+    pub(super) fn of(self, count: u32) -> Batch {
         Batch { count, ..self }
     }
 
-    fn total_bytes(self) -> u64 {
+    /// But for the count.
+    fn is_alike(self, other: Batch) -> bool {
+        self == other.of(self.count)
+    }
+
+    pub(super) fn total_bytes(self) -> u64 {
         u64::from(self.count) * u64::from(self.bytes)
     }
 }
@@ -73,10 +80,7 @@ pub(super) struct Limits {
 #[derive(Clone, Copy, Debug)]
 struct Ack {
     at: Slice,
-    count: u32,
-    bytes: u32,
-    /// What is acknowledged.
-    of: Packet,
+    packets: Batch,
 }
 
 /// What one call made the broker and the kernel do, for one member of the cohort.
@@ -175,7 +179,8 @@ impl Link {
 
     /// The broker routes messages to the subscriber.
     pub(super) fn publish(&mut self, now: Slice, batch: Batch) -> Work {
-        if self.client.qos == Qos::AtMostOnce {
+        let batch = Batch { qos: batch.qos.min(self.client.qos), ..batch };
+        if batch.qos == Qos::AtMostOnce {
             return self.write(now, batch);
         }
         let sent = if self.queued == 0 { self.room(batch) } else { 0 };
@@ -239,12 +244,12 @@ impl Link {
     /// Acknowledgements that reach the broker's socket now: packets that it has to read.
     ///
     /// The client's write carries the acknowledgement of TCP too, which lets go what Nagle held.
-    pub(super) fn arrive(&mut self, now: Slice, inbox: &mut VecDeque<(Packet, u32, u32)>) -> Work {
+    pub(super) fn arrive(&mut self, now: Slice, inbox: &mut VecDeque<Batch>) -> Work {
         let mut work = Work::default();
         let mut wrote = false;
         while let Some(&ack) = self.acks.front().filter(|ack| ack.at <= now) {
             self.acks.pop_front();
-            inbox.push_back((ack.of, ack.count, ack.bytes));
+            inbox.push_back(ack.packets);
             wrote = true;
         }
         if wrote {
@@ -258,20 +263,13 @@ impl Link {
         work
     }
 
-    /// The broker reads `count` acknowledgements of packets with `bytes` of payload.
-    pub(super) fn acknowledge(
-        &mut self,
-        now: Slice,
-        of: Packet,
-        count: u32,
-        bytes: u32,
-    ) -> Work {
-        if of == Packet::Publish && self.client.qos == Qos::ExactlyOnce {
-            return self.write(now, Batch { packet: Packet::Release, due: now, count, bytes });
+    /// The broker reads the acknowledgements of `packets`.
+    pub(super) fn acknowledge(&mut self, now: Slice, packets: Batch) -> Work {
+        if packets.packet == Packet::Publish && packets.qos == Qos::ExactlyOnce {
+            return self.write(now, Batch { packet: Packet::Release, ..packets });
         }
-        self.inflight = self.inflight.saturating_sub(count);
-        let freed = u64::from(count) * u64::from(bytes);
-        self.inflight_bytes = self.inflight_bytes.saturating_sub(freed);
+        self.inflight = self.inflight.saturating_sub(packets.count);
+        self.inflight_bytes = self.inflight_bytes.saturating_sub(packets.total_bytes());
         self.refill(now)
     }
 
@@ -347,15 +345,15 @@ impl Link {
         if batch.packet == Packet::Publish {
             self.delivered.push(batch);
         }
-        if self.client.qos != Qos::AtMostOnce {
-            let at = now + self.client.ack_delay;
-            let (count, bytes, of) = (batch.count, batch.bytes, batch.packet);
-            match self.acks.back_mut() {
-                Some(last) if last.at == at && last.of == of && last.bytes == bytes => {
-                    last.count += count;
-                }
-                _ => self.acks.push_back(Ack { at, count, bytes, of }),
+        if batch.qos == Qos::AtMostOnce {
+            return;
+        }
+        let at = now + self.client.ack_delay;
+        match self.acks.back_mut() {
+            Some(last) if last.at == at && last.packets.is_alike(batch) => {
+                last.packets.count += batch.count;
             }
+            _ => self.acks.push_back(Ack { at, packets: batch }),
         }
     }
 
@@ -374,7 +372,7 @@ impl Link {
 /// Appends to the last batch where that is alike.
 fn push(batches: &mut VecDeque<Batch>, batch: Batch) {
     match batches.back_mut() {
-        Some(last) if *last == batch.of(last.count) => last.count += batch.count,
+        Some(last) if last.is_alike(batch) => last.count += batch.count,
         _ => batches.push_back(batch),
     }
 }
@@ -408,12 +406,12 @@ mod tests {
         let mut found = 0;
         for now in (0..800).map(Slice::nth) {
             link.arrive(now, &mut inbox);
-            for (of, count, bytes) in inbox.drain(..) {
-                link.acknowledge(now, of, count, bytes);
+            for packets in inbox.drain(..) {
+                link.acknowledge(now, packets);
             }
             if now.since(Slice::START).slices() % 200 == 0 {
-                let batch = Batch { packet: Packet::Publish, due: now, count: 40, bytes: 128 };
-                link.publish(now, batch);
+                let (packet, qos) = (Packet::Publish, Qos::AtLeastOnce);
+                link.publish(now, Batch { packet, due: now, count: 40, bytes: 128, qos });
             }
             let fourth = |batch: &Batch| batch.due == Slice::nth(600);
             let read = link.take_delivered().filter(fourth);
