@@ -122,6 +122,13 @@ impl SysFrame {
     pub const fn get(&self, sys: Sys) -> Option<u64> {
         self.values[sys as usize]
     }
+
+    /// The same with a value for a topic.
+    #[must_use]
+    pub const fn with(mut self, sys: Sys, value: u64) -> SysFrame {
+        self.values[sys as usize] = Some(value);
+        self
+    }
 }
 
 /// Collects `$SYS` publishes into frames.

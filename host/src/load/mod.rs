@@ -18,6 +18,7 @@ mod payload;
 mod publisher;
 mod result;
 mod timeline;
+pub(crate) use timeline::same_subscriber;
 mod track;
 
 #[cfg(test)]

@@ -145,7 +145,7 @@ fn same_publisher(a: &PublishGroup, b: &PublishGroup) -> bool {
 }
 
 /// Whether a session made for one group serves the other.
-fn same_subscriber(a: &SubscribeGroup, b: &SubscribeGroup) -> bool {
+pub(crate) fn same_subscriber(a: &SubscribeGroup, b: &SubscribeGroup) -> bool {
     (&a.filter, a.qos, a.protocol, a.clean_session, a.receive_maximum)
         == (&b.filter, b.qos, b.protocol, b.clean_session, b.receive_maximum)
 }

@@ -1,12 +1,14 @@
 //! Publishers and subscribers of a phase: a group is one cohort.
 
-use super::link::{Batch, Client, Limits, Link, Packet};
+use super::link::{Batch, Client, Limits, Link, Packet, Work};
 use super::time::{Slice, Span};
 use crate::load::schedule::Schedule;
 use crate::load::score::SecondCounts;
 use crate::scenario::{PublishGroup, Qos, SubscribeGroup, topic};
 use std::collections::VecDeque;
 
+/// Shortest wait before a client connects again.
+pub(super) const RETRY_MIN_US: u32 = 10_000;
 /// Unsent messages that a client keeps.
 const UNSENT_MAX: u32 = 10_000;
 
@@ -28,16 +30,20 @@ pub(super) struct Publishers {
     inbox_count: u32,
     /// Of each subscribe group: the share of this group's messages that a member expects.
     pub(super) audience: Vec<f64>,
+    pub(super) reconnect: Span,
+    /// When the clients connect again; `None` while they are connected.
+    pub(super) back: Option<Slice>,
 }
 
 impl Publishers {
     pub(super) fn new(
         group: &PublishGroup,
         schedule: Schedule,
-        subscribers: &[SubscribeGroup],
+        subscribers: &[Subscribers],
+        slice_us: u32,
     ) -> Publishers {
         let bytes = group.payload_bytes_min.midpoint(group.payload_bytes_max);
-        let audience = subscribers.iter().map(|readers| share(group, readers)).collect();
+        let audience = subscribers.iter().map(|readers| share(group, &readers.group)).collect();
         let mut publishers = Publishers {
             clients: group.clients,
             qos: group.qos,
@@ -51,6 +57,8 @@ impl Publishers {
             inbox: VecDeque::new(),
             inbox_count: 0,
             audience,
+            reconnect: Span::of_us(us(group.reconnect).max(RETRY_MIN_US), slice_us),
+            back: None,
         };
         publishers.look_ahead();
         publishers
@@ -68,14 +76,14 @@ impl Publishers {
     /// Messages due before `end_ns`, from the start of the phase; they count as due at `now`.
     pub(super) fn due(&mut self, now: Slice, end_ns: u64) -> u32 {
         let first = self.next;
-        while self.next_due_ns < end_ns {
+        while self.next_due_ns != u64::MAX && self.next_due_ns < end_ns {
             self.next += 1;
             self.look_ahead();
         }
         let count = u32::try_from(self.next - first).unwrap_or(u32::MAX);
         if count > 0 {
             let (packet, bytes, qos) = (Packet::Publish, self.bytes, self.qos);
-            let batch = Batch { packet, due: now, count, bytes, qos };
+            let batch = Batch { packet, due: now, count, bytes, qos, is_repeat: false };
             self.unsent.push_back(batch);
             self.unsent_count += count;
             let excess = self.unsent_count.saturating_sub(UNSENT_MAX.saturating_mul(self.clients));
@@ -86,6 +94,13 @@ impl Publishers {
 
     /// Sends what the clients' windows permit.
     pub(super) fn send(&mut self) {
+        if self.back.is_some() {
+            if self.qos == Qos::AtMostOnce {
+                self.unsent.clear();
+                self.unsent_count = 0;
+            }
+            return;
+        }
         let window = match self.qos {
             Qos::AtMostOnce => u32::MAX,
             _ => self.window.saturating_mul(self.clients),
@@ -98,6 +113,25 @@ impl Publishers {
             self.inbox_count += batch.count;
             self.inbox.push_back(batch);
         }
+    }
+
+    /// The connections are lost until `back`; what was not acknowledged is sent again then.
+    pub(super) fn lose(&mut self, back: Slice) {
+        self.back = Some(back);
+        let count = std::mem::take(&mut self.inbox_count);
+        let mut again = std::mem::take(&mut self.inbox);
+        if self.qos != Qos::AtMostOnce {
+            again.append(&mut self.unsent);
+            self.unsent = again;
+            self.unsent_count += count;
+        }
+    }
+
+    /// The phase is over: clients send nothing that they have not sent.
+    pub(super) fn stop(&mut self) {
+        self.next_due_ns = u64::MAX;
+        self.unsent.clear();
+        self.unsent_count = 0;
     }
 
     /// What one round of the broker's loop reads: a packet of each socket at the most.
@@ -141,51 +175,73 @@ fn share(group: &PublishGroup, readers: &SubscribeGroup) -> f64 {
     matched as f64 / (f64::from(group.clients) * f64::from(members))
 }
 
-/// A subscribe group.
+/// A subscribe group, or a session that one of an earlier phase left behind.
 #[derive(Debug)]
 pub(super) struct Subscribers {
-    pub(super) members: u32,
-    pub(super) weight: f64,
-    pub(super) deadline: Span,
+    pub(super) group: SubscribeGroup,
+    /// False for a session whose client is gone: nothing is expected of it.
+    pub(super) is_wanted: bool,
     pub(super) link: Link,
+    /// When the clients connect again; `None` while they are connected.
+    pub(super) back: Option<Slice>,
+    /// What the session of an absent client keeps, and how many messages that is.
+    kept: VecDeque<Batch>,
+    kept_count: u32,
+    kept_bytes: u64,
     /// Acknowledgements that the broker has not read, for one member.
-    pub(super) inbox: VecDeque<Batch>,
+    inbox: VecDeque<Batch>,
     /// Parts of a message that a member has still to get, by publish group.
     rest: Vec<f64>,
-    /// By second of intended send.
-    pub(super) seconds: Vec<SecondCounts>,
+    pub(super) reconnect: Span,
+}
+
+/// A duration in microseconds.
+pub(super) fn us(duration: std::time::Duration) -> u32 {
+    u32::try_from(duration.as_micros()).unwrap_or(u32::MAX)
 }
 
 impl Subscribers {
-    pub(super) fn new(
-        group: &SubscribeGroup,
-        publish_groups: usize,
-        duration_s: u32,
-        limits: Limits,
-        is_interleaved: bool,
-        slice_us: u32,
-    ) -> Subscribers {
-        let us = |duration: std::time::Duration| {
-            u32::try_from(duration.as_micros()).unwrap_or(u32::MAX)
-        };
-        let limits = match group.receive_maximum {
-            Some(window) => Limits { window: u32::from(window), ..limits },
-            None => limits,
-        };
+    pub(super) fn new(group: &SubscribeGroup, is_interleaved: bool, slice_us: u32) -> Subscribers {
         let client = Client {
             qos: group.qos,
             ack_delay: Span::of_us(us(group.ack_delay), slice_us),
             is_interleaved,
         };
         Subscribers {
-            members: group.clients,
-            weight: group.weight,
-            deadline: Span::of_us(us(group.deadline), slice_us),
-            link: Link::new(limits, client, slice_us),
+            group: group.clone(),
+            is_wanted: true,
+            link: Link::new(Limits::NONE, client, slice_us),
+            back: Some(Slice::START),
+            kept: VecDeque::new(),
+            kept_count: 0,
+            kept_bytes: 0,
             inbox: VecDeque::new(),
-            rest: vec![0.0; publish_groups],
-            seconds: vec![SecondCounts::default(); duration_s as usize],
+            rest: Vec::new(),
+            reconnect: Span::of_us(us(group.reconnect).max(RETRY_MIN_US), slice_us),
         }
+    }
+
+    /// Goes on in a phase with that many publish groups.
+    pub(super) fn enter(&mut self, group: &SubscribeGroup, publish_groups: usize, slice_us: u32) {
+        self.group = group.clone();
+        self.is_wanted = true;
+        self.rest = vec![0.0; publish_groups];
+        self.link.set_ack_delay(Span::of_us(us(group.ack_delay), slice_us));
+    }
+
+    /// A phase with that many publish groups begins without it.
+    pub(super) fn leave(&mut self, publish_groups: usize) {
+        self.is_wanted = false;
+        self.rest = vec![0.0; publish_groups];
+    }
+
+    pub(super) fn members(&self) -> u32 {
+        self.group.clients
+    }
+
+    /// Messages and payload bytes that the broker keeps for a member.
+    pub(super) fn backlog(&self) -> (u32, u64) {
+        (self.link.backlog() + self.kept_count, self.link.backlog_bytes() + self.kept_bytes)
     }
 
     /// Whole messages that a member gets out of `count`.
@@ -196,6 +252,45 @@ impl Subscribers {
         let exact = self.rest[publish_group] + share * f64::from(count);
         self.rest[publish_group] = exact.fract();
         exact as u32
+    }
+
+    /// The broker routes messages to every member.
+    pub(super) fn publish(
+        &mut self,
+        now: Slice,
+        batch: Batch,
+        limits: &Limits,
+        queues_qos0: bool,
+    ) -> Work {
+        if self.back.is_none() {
+            return self.link.publish(now, batch);
+        }
+        let qos = batch.qos.min(self.group.qos);
+        let is_kept = !self.group.clean_session && (qos != Qos::AtMostOnce || queues_qos0);
+        if !is_kept {
+            return Work::default();
+        }
+        let left = limits.queue_bytes.saturating_sub(self.kept_bytes);
+        let by_bytes = left.div_ceil(u64::from(batch.bytes.max(1)));
+        let by_bytes = u32::try_from(by_bytes).unwrap_or(u32::MAX);
+        let room = limits.queue.saturating_sub(self.kept_count).min(by_bytes);
+        // Queued QoS 0 has no limit.
+        let kept = if qos == Qos::AtMostOnce { batch.count } else { batch.count.min(room) };
+        if kept > 0 {
+            let batch = Batch { qos, ..batch.of(kept) };
+            self.kept_count += kept;
+            self.kept_bytes += batch.total_bytes();
+            super::link::push(&mut self.kept, batch);
+        }
+        Work { dropped: batch.count - kept, ..Work::default() }
+    }
+
+    /// Acknowledgements that reach the broker now.
+    pub(super) fn arrive(&mut self, now: Slice) -> Work {
+        if self.back.is_some() {
+            return Work::default();
+        }
+        self.link.arrive(now, &mut self.inbox)
     }
 
     /// What one round of the broker's loop reads of one member: one packet.
@@ -209,21 +304,111 @@ impl Subscribers {
         Some(one)
     }
 
-    /// Counts what the members have read at `now`.
-    pub(super) fn score(&mut self, now: Slice, start: Slice, slices_per_s: u32) {
-        let second = |slice: Slice| (slice.since(start).slices() / slices_per_s) as usize;
-        let arrived = second(now) as i64;
-        for batch in self.link.take_delivered() {
-            let counts = match self.seconds.get_mut(second(batch.due)) {
-                Some(counts) if batch.due >= start => counts,
-                _ => continue,
-            };
-            let count = u64::from(batch.count) * u64::from(self.members);
-            if now.since(batch.due) <= self.deadline {
-                counts.arrive_many(arrived, count);
-            } else {
-                counts.late += count;
-            }
+    /// The connection is lost until `back`; the session goes on where it may.
+    pub(super) fn lose(&mut self, back: Slice, session_lives: bool) {
+        let mut kept = self.link.cut();
+        self.inbox.clear();
+        if self.back.is_none() {
+            self.kept.append(&mut kept);
+        }
+        if !session_lives || self.group.clean_session {
+            self.kept.clear();
+        }
+        self.count_kept();
+        self.back = Some(back);
+    }
+
+    /// The clients connect.
+    pub(super) fn connect(&mut self, now: Slice, limits: &Limits) -> Work {
+        let limits = match self.group.receive_maximum {
+            Some(window) => Limits { window: u32::from(window), ..*limits },
+            None => *limits,
+        };
+        let kept = std::mem::take(&mut self.kept);
+        self.count_kept();
+        self.back = None;
+        self.link.connect(now, limits, kept)
+    }
+
+    fn count_kept(&mut self) {
+        self.kept_count = self.kept.iter().map(|batch| batch.count).sum();
+        self.kept_bytes = self.kept.iter().map(|batch| batch.total_bytes()).sum();
+    }
+}
+
+/// What is expected of a subscribe group in one run of a phase, and what came.
+#[derive(Debug)]
+pub(super) struct Expectation {
+    /// Index of its connections.
+    pub(super) connection: usize,
+    pub(super) weight: f64,
+    pub(super) members: u32,
+    is_clean: bool,
+    deadline: Span,
+    /// The scenario's own absence: from, to.
+    pub(super) absence: Option<(Slice, Slice)>,
+    /// By second of intended send.
+    pub(super) seconds: Vec<SecondCounts>,
+    /// Of them closed.
+    pub(super) closed: usize,
+}
+
+impl Expectation {
+    pub(super) fn new(
+        group: &SubscribeGroup,
+        connection: usize,
+        start: Slice,
+        duration_s: u32,
+        slice_us: u32,
+    ) -> Expectation {
+        let absence = group.offline.map(|offline| {
+            let from = start + Span::of_us(us(offline.at), slice_us);
+            let to = from + Span::of_us(us(offline.lasts) + us(group.reconnect), slice_us);
+            (from, to)
+        });
+        Expectation {
+            connection,
+            weight: group.weight,
+            members: group.clients,
+            is_clean: group.clean_session,
+            deadline: Span::of_us(us(group.deadline), slice_us),
+            absence,
+            seconds: vec![SecondCounts::default(); duration_s as usize],
+            closed: 0,
+        }
+    }
+
+    fn is_absent(&self, due: Slice) -> bool {
+        self.absence.is_some_and(|(from, to)| (from..to).contains(&due))
+    }
+
+    /// `count` messages for each member are due in `second`.
+    pub(super) fn expect(&mut self, due: Slice, second: usize, count: f64) {
+        // A clean session's scheduled absence is exempt.
+        if self.is_clean && self.is_absent(due) {
+            return;
+        }
+        if let Some(counts) = self.seconds.get_mut(second) {
+            counts.expected += (count * f64::from(self.members)).round() as u64;
+        }
+    }
+
+    /// When a message due at `due` is late; for a durable session, the return counts.
+    pub(super) fn late_after(&self, due: Slice) -> Slice {
+        match self.absence {
+            Some((_, to)) if !self.is_clean && self.is_absent(due) => to + self.deadline,
+            _ => due + self.deadline,
+        }
+    }
+
+    /// Counts a batch that every member has read at `now`.
+    pub(super) fn score(&mut self, second: usize, batch: Batch, now: Slice, arrived: i64) {
+        let is_late = now > self.late_after(batch.due);
+        let count = u64::from(batch.count) * u64::from(self.members);
+        match self.seconds.get_mut(second) {
+            Some(counts) if is_late => counts.late += count,
+            Some(counts) => counts.arrive_many(arrived, count),
+            None => {}
         }
     }
 }

@@ -44,6 +44,8 @@ pub(super) struct Batch {
     pub(super) bytes: u32,
     /// The lower of the publisher's and the subscriber's.
     pub(super) qos: Qos,
+    /// The client has read it before, on a connection that was lost.
+    pub(super) is_repeat: bool,
 }
 
 impl Batch {
@@ -76,6 +78,12 @@ pub(super) struct Limits {
     pub(super) nodelay: bool,
 }
 
+impl Limits {
+    /// Of a connection that is still to be made.
+    pub(super) const NONE: Limits =
+        Limits { window: 0, window_bytes: 0, queue: 0, queue_bytes: 0, nodelay: false };
+}
+
 /// Acknowledgements on their way from the client.
 #[derive(Clone, Copy, Debug)]
 struct Ack {
@@ -88,6 +96,8 @@ struct Ack {
 pub(super) struct Work {
     /// Packets written to the socket.
     pub(super) writes: u32,
+    /// Of them messages.
+    pub(super) publishes: u32,
     /// Segments sent.
     pub(super) segments: u32,
     /// Payload bytes written.
@@ -99,6 +109,7 @@ pub(super) struct Work {
 impl std::ops::AddAssign for Work {
     fn add_assign(&mut self, other: Work) {
         self.writes += other.writes;
+        self.publishes += other.publishes;
         self.segments += other.segments;
         self.bytes += other.bytes;
         self.dropped += other.dropped;
@@ -125,7 +136,8 @@ pub(super) struct Link {
     queue: VecDeque<Batch>,
     queued: u32,
     queued_bytes: u64,
-    inflight: u32,
+    inflight: VecDeque<Batch>,
+    inflight_count: u32,
     inflight_bytes: u64,
     held: VecDeque<Batch>,
     held_writes: u32,
@@ -149,7 +161,8 @@ impl Link {
             queue: VecDeque::new(),
             queued: 0,
             queued_bytes: 0,
-            inflight: 0,
+            inflight: VecDeque::new(),
+            inflight_count: 0,
             inflight_bytes: 0,
             held: VecDeque::new(),
             held_writes: 0,
@@ -164,12 +177,17 @@ impl Link {
 
     /// Messages in the window and in the queue.
     pub(super) fn backlog(&self) -> u32 {
-        self.queued + self.inflight
+        self.queued + self.inflight_count
     }
 
     /// Payload bytes of them.
     pub(super) fn backlog_bytes(&self) -> u64 {
         self.queued_bytes + self.inflight_bytes
+    }
+
+    /// From now on the client answers after that time.
+    pub(super) fn set_ack_delay(&mut self, ack_delay: Span) {
+        self.client.ack_delay = ack_delay;
     }
 
     /// What the client has read since the last call.
@@ -192,7 +210,7 @@ impl Link {
     /// Messages of `batch` that the window takes. The byte limit lets one more through while it is
     /// not reached.
     fn room(&self, batch: Batch) -> u32 {
-        let by_count = self.limits.window.saturating_sub(self.inflight);
+        let by_count = self.limits.window.saturating_sub(self.inflight_count);
         let left = self.limits.window_bytes.saturating_sub(self.inflight_bytes);
         let by_bytes = left.div_ceil(u64::from(batch.bytes.max(1)));
         batch.count.min(by_count).min(u32::try_from(by_bytes).unwrap_or(u32::MAX))
@@ -216,7 +234,10 @@ impl Link {
     }
 
     fn send(&mut self, now: Slice, batch: Batch) -> Work {
-        self.inflight += batch.count;
+        if batch.count > 0 {
+            push(&mut self.inflight, batch);
+        }
+        self.inflight_count += batch.count;
         self.inflight_bytes += batch.total_bytes();
         self.write(now, batch)
     }
@@ -268,8 +289,18 @@ impl Link {
         if packets.packet == Packet::Publish && packets.qos == Qos::ExactlyOnce {
             return self.write(now, Batch { packet: Packet::Release, ..packets });
         }
-        self.inflight = self.inflight.saturating_sub(packets.count);
-        self.inflight_bytes = self.inflight_bytes.saturating_sub(packets.total_bytes());
+        // Acknowledgements come in the order of the deliveries.
+        let mut left = packets.count;
+        while let Some(front) = self.inflight.front_mut().filter(|_| left > 0) {
+            let done = front.of(left.min(front.count));
+            left -= done.count;
+            front.count -= done.count;
+            self.inflight_count -= done.count;
+            self.inflight_bytes -= done.total_bytes();
+            if front.count == 0 {
+                self.inflight.pop_front();
+            }
+        }
         self.refill(now)
     }
 
@@ -277,8 +308,13 @@ impl Link {
         if batch.count == 0 {
             return Work::default();
         }
-        let mut work =
-            Work { writes: batch.count, bytes: batch.total_bytes(), ..Work::default() };
+        let is_publish = batch.packet == Packet::Publish;
+        let mut work = Work {
+            writes: batch.count,
+            publishes: if is_publish { batch.count } else { 0 },
+            bytes: if is_publish { batch.total_bytes() } else { 0 },
+            ..Work::default()
+        };
         if self.limits.nodelay || u64::from(batch.bytes) + HEADER_BYTES >= SEGMENT_BYTES {
             work.segments = batch.count;
             self.read(now, batch);
@@ -342,7 +378,7 @@ impl Link {
     /// The client reads packets, and will answer them.
     fn read(&mut self, now: Slice, batch: Batch) {
         self.last_read = now;
-        if batch.packet == Packet::Publish {
+        if batch.packet == Packet::Publish && !batch.is_repeat {
             self.delivered.push(batch);
         }
         if batch.qos == Qos::AtMostOnce {
@@ -357,20 +393,43 @@ impl Link {
         }
     }
 
-    /// The connection is lost; answers what the session keeps, oldest first.
+    /// The connection is lost. What the session keeps, if it outlives the connection: unacknowledged
+    /// messages first, then the queue.
     pub(super) fn cut(&mut self) -> VecDeque<Batch> {
-        self.acks.clear();
-        self.held.clear();
-        self.delivered.clear();
-        (self.held_writes, self.held_bytes, self.unacked_until) = (0, 0, None);
-        (self.inflight, self.inflight_bytes) = (0, 0);
-        (self.queued, self.queued_bytes) = (0, 0);
-        std::mem::take(&mut self.queue)
+        let unread = self.held.iter().filter(|batch| batch.packet == Packet::Publish);
+        let mut read = self.inflight_count - unread.map(|batch| batch.count).sum::<u32>();
+        let mut kept = VecDeque::new();
+        for batch in self.inflight.drain(..) {
+            let seen = read.min(batch.count);
+            read -= seen;
+            for part in [Batch { is_repeat: true, ..batch.of(seen) }, batch.of(batch.count - seen)] {
+                if part.count > 0 {
+                    kept.push_back(part);
+                }
+            }
+        }
+        kept.append(&mut self.queue);
+        *self = Link { delivered: std::mem::take(&mut self.delivered), ..self.renewed(self.limits) };
+        kept
+    }
+
+    /// The same client on a new connection.
+    fn renewed(&self, limits: Limits) -> Link {
+        Link { delayed_ack: self.delayed_ack, ..Link::new(limits, self.client, 1) }
+    }
+
+    /// The client connects, with what its session kept.
+    pub(super) fn connect(&mut self, now: Slice, limits: Limits, kept: VecDeque<Batch>) -> Work {
+        *self = self.renewed(limits);
+        self.queued = kept.iter().map(|batch| batch.count).sum();
+        self.queued_bytes = kept.iter().map(|batch| batch.total_bytes()).sum();
+        self.queue = kept;
+        self.refill(now)
     }
 }
 
 /// Appends to the last batch where that is alike.
-fn push(batches: &mut VecDeque<Batch>, batch: Batch) {
+pub(super) fn push(batches: &mut VecDeque<Batch>, batch: Batch) {
     match batches.back_mut() {
         Some(last) if last.is_alike(batch) => last.count += batch.count,
         _ => batches.push_back(batch),
@@ -411,7 +470,7 @@ mod tests {
             }
             if now.since(Slice::START).slices() % 200 == 0 {
                 let (packet, qos) = (Packet::Publish, Qos::AtLeastOnce);
-                link.publish(now, Batch { packet, due: now, count: 40, bytes: 128, qos });
+                link.publish(now, Batch { packet, due: now, count: 40, bytes: 128, qos, is_repeat: false });
             }
             let fourth = |batch: &Batch| batch.due == Slice::nth(600);
             let read = link.take_delivered().filter(fourth);

@@ -12,6 +12,7 @@ pub(super) struct Span(u32);
 
 impl Slice {
     pub(super) const START: Slice = Slice(0);
+    pub(super) const NEVER: Slice = Slice(u32::MAX);
 
     /// The slice of that number.
     pub(super) const fn nth(number: u32) -> Slice {
@@ -25,9 +26,16 @@ impl Slice {
 }
 
 impl Span {
+    pub(super) const ONE: Span = Span(1);
+
     /// The nearest whole number of slices.
     pub(super) fn of_us(us: u32, slice_us: u32) -> Span {
         Span((us + slice_us / 2) / slice_us.max(1))
+    }
+
+    /// Whole seconds.
+    pub(super) fn of_s(seconds: u32, slice_us: u32) -> Span {
+        Span(seconds.saturating_mul(1_000_000 / slice_us.max(1)))
     }
 
     pub(super) const fn slices(self) -> u32 {

@@ -1,195 +1,499 @@
-//! The whole of it: clients, broker and score.
+//! The whole of it: phases, clients, broker and score.
 
-use super::cohort::{Publishers, Subscribers};
-use super::cpu::{Budget, Costs};
-use super::link::Limits;
-use super::time::Slice;
+use super::broker::{Broker, Held};
+use super::calibration::Calibration;
+use super::cohort::{Expectation, Publishers, Subscribers};
+use super::link::Batch;
+use super::time::{Slice, Span};
 use crate::load::schedule::Schedule;
 use crate::load::score::{self, GroupCounts, MemorySeconds, PhaseCounts};
-use crate::scenario::{Phase, Qos, Scenario};
+use crate::scenario::{Phase, Qos, Scenario, SubscribeGroup};
+use brokertuner_core::Settings;
+use brokertuner_core::knobs::Apply;
+use brokertuner_core::sample::Sample;
 use brokertuner_core::settings::SiteValues;
-use brokertuner_core::{Knob, Settings};
+use std::collections::VecDeque;
+use std::sync::Arc;
 
-/// What a run comes to.
+/// What a world is made of.
 #[derive(Clone, Debug)]
-pub struct Outcome {
-    /// 0..=1.
-    pub score: Option<f64>,
-    /// Of the broker's core.
-    pub cpu_share: f64,
-    /// Messages dropped for want of room.
-    pub dropped: u64,
+pub struct Config {
+    /// The load.
+    pub scenario: Arc<Scenario>,
+    /// The broker.
+    pub calibration: Calibration,
+    /// What holds for options without a line.
+    pub site: SiteValues,
+    /// Messages a second that the broker passes, for scenarios that ask for a multiple of it.
+    pub capacity_msgs_per_s: Option<f64>,
+    /// The part before the score, with the groups of the first phase.
+    pub lead_in_s: u32,
+    /// The phases follow each other for ever.
+    pub repeat: bool,
+    /// Length of a slice.
+    pub slice_us: u32,
 }
 
-/// One phase under way.
+/// One run of a phase.
+#[derive(Debug)]
 struct Stage {
+    phase: usize,
+    is_scored: bool,
     start: Slice,
+    end: Slice,
+    /// Until when subscribers stay for what is still in time.
+    stay_until: Slice,
     publishers: Vec<Publishers>,
-    subscribers: Vec<Subscribers>,
+    expectations: Vec<Expectation>,
 }
 
-fn limits(settings: &Settings, site: &SiteValues) -> Limits {
-    let value = |knob| settings.effective(knob, site);
-    let count = |knob| match value(knob) {
-        0 => u32::MAX,
-        limit => u32::try_from(limit).unwrap_or(u32::MAX),
-    };
-    let bytes = |knob| match value(knob) {
-        0 => u64::MAX,
-        limit => limit,
-    };
-    Limits {
-        window: count(Knob::InflightMessagesMax),
-        window_bytes: bytes(Knob::InflightBytesMax),
-        queue: count(Knob::QueuedMessagesMax),
-        queue_bytes: bytes(Knob::QueuedBytesMax),
-        nodelay: value(Knob::TcpNodelay) != 0,
-    }
-}
-
-/// Plays `scenario` with fixed settings.
-#[must_use]
-pub fn play(
-    scenario: &Scenario,
-    settings: &Settings,
-    costs: &Costs,
-    slice_us: u32,
-    capacity: Option<f64>,
-) -> Outcome {
-    let limits = limits(settings, &SiteValues::default());
-    let mut budget = Budget::new(slice_us, scenario.broker.cpu_share);
-    let mut now = Slice::START;
-    let mut dropped = 0;
-    let mut stages = Vec::new();
-    for phase in &scenario.phases {
-        let mut stage = stage(phase, limits, slice_us, capacity, now);
-        let slices = phase.duration_s * (1_000_000 / slice_us);
-        for slice in 0..slices + 2 * (1_000_000 / slice_us) {
-            dropped += step(&mut stage, &mut budget, costs, now, slice, slice_us);
-            now = now + super::time::Span::of_us(slice_us, slice_us);
-        }
-        stages.push(stage);
-    }
-    let memory = MemorySeconds::new(scenario.rss_limit_bytes);
-    let counts: Vec<PhaseCounts<'_>> = scenario
-        .phases
-        .iter()
-        .zip(&stages)
-        .map(|(phase, stage)| PhaseCounts {
-            weight: phase.weight,
-            groups: stage
-                .subscribers
-                .iter()
-                .map(|group| GroupCounts { weight: group.weight, seconds: &group.seconds })
-                .collect(),
-        })
-        .collect();
-    let wall_us = f64::from(now.since(Slice::START).slices()) * f64::from(slice_us);
-    Outcome {
-        score: score::run_score(&counts, &memory),
-        cpu_share: budget.used_us() / wall_us,
-        dropped,
-    }
-}
-
-fn stage(
-    phase: &Phase,
-    limits: Limits,
-    slice_us: u32,
-    capacity: Option<f64>,
-    start: Slice,
-) -> Stage {
-    let sockets: u32 = phase.subscribe.iter().map(|group| group.clients).sum();
-    let answers = phase.publish.iter().any(|group| group.qos != Qos::AtMostOnce);
-    let publishers = phase
-        .publish
-        .iter()
-        .map(|group| {
-            let rate = group.rate.per_client_hz(group.clients, capacity).unwrap_or(1.0);
-            let schedule =
-                Schedule::new(group.clients, rate, group.sync, group.burst, phase.duration_s);
-            Publishers::new(group, schedule, &phase.subscribe)
-        })
-        .collect();
-    let subscribers = phase
-        .subscribe
-        .iter()
-        .map(|group| {
-            Subscribers::new(
-                group,
-                phase.publish.len(),
-                phase.duration_s,
-                limits,
-                answers || sockets > 1,
-                slice_us,
-            )
-        })
-        .collect();
-    Stage { start, publishers, subscribers }
-}
-
-fn step(
-    stage: &mut Stage,
-    budget: &mut Budget,
-    costs: &Costs,
+/// A broker, its clients and their load.
+#[derive(Debug)]
+pub struct World {
+    config: Config,
+    broker: Broker,
     now: Slice,
-    slice: u32,
-    slice_us: u32,
-) -> u64 {
-    let mut dropped = 0;
-    let end_ns = u64::from(slice + 1) * u64::from(slice_us) * 1000;
-    let slices_per_s = 1_000_000 / slice_us;
-    for group in &mut stage.publishers {
-        let count = group.due(now, end_ns);
-        if count > 0 {
+    scored_from: Slice,
+    connections: Vec<Subscribers>,
+    /// Stages under way, the current one last.
+    live: VecDeque<Stage>,
+    done: Vec<Stage>,
+    memory: MemorySeconds,
+    is_over: bool,
+}
+
+impl World {
+    /// A broker on its defaults, and clients that connect to it.
+    #[must_use]
+    pub fn new(config: Config) -> World {
+        let scenario = &config.scenario;
+        let broker = Broker::new(
+            config.calibration,
+            config.site,
+            scenario.broker.cpu_share,
+            scenario.broker.sys_interval_s,
+            config.slice_us,
+        );
+        let memory = MemorySeconds::new(scenario.rss_limit_bytes);
+        let mut world = World {
+            scored_from: Slice::START + Span::of_s(config.lead_in_s, config.slice_us),
+            broker,
+            now: Slice::START,
+            connections: Vec::new(),
+            live: VecDeque::new(),
+            done: Vec::new(),
+            memory,
+            is_over: false,
+            config,
+        };
+        let lead_in_s = world.config.lead_in_s;
+        world.begin(0, (lead_in_s > 0).then_some(lead_in_s));
+        world
+    }
+
+    /// Lets time pass; false at the end of the load.
+    pub fn advance(&mut self, seconds: f64) -> bool {
+        let slices = (seconds * self.slices_per_s() as f64).round() as u32;
+        for _ in 0..slices {
+            if self.is_over {
+                return false;
+            }
+            self.step();
+        }
+        !self.is_over
+    }
+
+    /// Plays the rest of a load that does not repeat.
+    pub fn finish(&mut self) {
+        while !self.is_over && !self.config.repeat {
+            self.step();
+        }
+    }
+
+    /// Changes the broker's settings.
+    pub fn apply(&mut self, settings: &Settings, how: Apply) {
+        match how {
+            Apply::Reload => self.broker.reload(settings),
+            Apply::Restart => self.restart(settings),
+        }
+    }
+
+    /// What an agent beside the broker sees.
+    #[must_use]
+    pub fn sample(&self) -> Sample {
+        self.broker.sample(self.now, Some(200))
+    }
+
+    /// 0..=1, of all that was scored.
+    #[must_use]
+    pub fn score(&self) -> Option<f64> {
+        let stages = self.done.iter().chain(&self.live).filter(|stage| stage.is_scored);
+        let phases: Vec<PhaseCounts<'_>> = stages
+            .map(|stage| PhaseCounts {
+                weight: self.config.scenario.phases[stage.phase].weight,
+                groups: groups(stage, |expectation| &expectation.seconds),
+            })
+            .collect();
+        score::run_score(&phases, &self.memory)
+    }
+
+    /// CPU time of the broker over all time.
+    #[must_use]
+    pub fn cpu_share(&self) -> f64 {
+        let wall_us =
+            f64::from(self.now.since(Slice::START).slices()) * f64::from(self.config.slice_us);
+        self.broker.budget.used_us() / wall_us.max(1.0)
+    }
+
+    /// The largest resident memory.
+    #[must_use]
+    pub fn rss_bytes_max(&self) -> u64 {
+        self.memory.rss_bytes_max().unwrap_or(0)
+    }
+
+    fn slices_per_s(&self) -> u32 {
+        1_000_000 / self.config.slice_us
+    }
+
+    fn slice_ns(&self) -> u64 {
+        u64::from(self.config.slice_us) * 1000
+    }
+
+    /// One slice.
+    fn step(&mut self) {
+        self.turn_the_page();
+        self.come_and_go();
+        self.send();
+        self.run_broker();
+        self.count();
+        self.broker.keep_house(self.now);
+        let slices_per_sample = (100_000 / self.config.slice_us).max(1);
+        if self.now.since(Slice::START).slices().is_multiple_of(slices_per_sample) {
+            self.look_at_memory();
+        }
+        self.now = self.now + Span::ONE;
+    }
+
+    /// Starts the next phase and ends the last one's stay.
+    fn turn_the_page(&mut self) {
+        if let Some(stage) = self.live.back()
+            && stage.end <= self.now
+        {
+            let next = if stage.is_scored { stage.phase + 1 } else { stage.phase };
+            let count = self.config.scenario.phases.len();
+            if next < count {
+                self.begin(next, None);
+            } else if self.config.repeat {
+                self.begin(0, None);
+            } else if stage.stay_until <= self.now {
+                self.is_over = true;
+            }
+        }
+        while self.live.len() > 1 && self.live.front().is_some_and(|s| s.stay_until <= self.now) {
+            self.dismiss();
+        }
+    }
+
+    /// Puts the oldest stage aside; who is not wanted any more disconnects.
+    fn dismiss(&mut self) {
+        let Some(stage) = self.live.pop_front() else { return };
+        self.done.push(stage);
+        for connection in &mut self.connections {
+            if !connection.is_wanted && connection.back.is_none() {
+                connection.lose(Slice::NEVER, true);
+            }
+        }
+    }
+
+    fn begin(&mut self, phase: usize, lead_in_s: Option<u32>) {
+        let scenario = Arc::clone(&self.config.scenario);
+        let slice_us = self.config.slice_us;
+        let mut definition = scenario.phases[phase].clone();
+        if let Some(seconds) = lead_in_s {
+            definition.duration_s = seconds;
+            definition.subscribe.iter_mut().for_each(|group| group.offline = None);
+        }
+        let end = self.now + Span::of_s(definition.duration_s, slice_us);
+        let publish_groups = definition.publish.len();
+        self.connections.iter_mut().for_each(|connection| connection.leave(publish_groups));
+        let expectations: Vec<Expectation> = definition
+            .subscribe
+            .iter()
+            .map(|group| {
+                let connection = self.connection(&definition, group, publish_groups);
+                Expectation::new(group, connection, self.now, definition.duration_s, slice_us)
+            })
+            .collect();
+        let stay = definition.subscribe.iter().map(|group| super::cohort::us(group.deadline)).max();
+        let publishers = self.publishers(&definition);
+        if let Some(before) = self.live.back_mut() {
+            before.publishers.iter_mut().for_each(Publishers::stop);
+        }
+        self.live.push_back(Stage {
+            phase,
+            is_scored: lead_in_s.is_none(),
+            start: self.now,
+            end,
+            stay_until: end + Span::of_us(stay.unwrap_or(0), slice_us) + Span::ONE,
+            publishers,
+            expectations,
+        });
+    }
+
+    /// The connections of a group: those of a namesake that differs in nothing that matters to the
+    /// broker, or new ones.
+    fn connection(&mut self, phase: &Phase, group: &SubscribeGroup, publish_groups: usize) -> usize {
+        let slice_us = self.config.slice_us;
+        let found = self.connections.iter().position(|other| {
+            other.group.name == group.name
+                && crate::load::same_subscriber(&other.group, group)
+                && (!group.clean_session || other.back.is_none())
+        });
+        let index = found.unwrap_or_else(|| {
+            let sockets: u32 = phase.subscribe.iter().map(|group| group.clients).sum();
+            let answers = phase.publish.iter().any(|group| group.qos != Qos::AtMostOnce);
+            self.connections.push(Subscribers::new(group, answers || sockets > 1, slice_us));
+            self.connections.len() - 1
+        });
+        let connection = &mut self.connections[index];
+        connection.enter(group, publish_groups, slice_us);
+        if connection.back.is_some() {
+            connection.back = Some(self.now);
+        }
+        index
+    }
+
+    fn publishers(&self, phase: &Phase) -> Vec<Publishers> {
+        let capacity = self.config.capacity_msgs_per_s;
+        let schedule = |group: &crate::scenario::PublishGroup| {
+            let rate_hz = group.rate.per_client_hz(group.clients, capacity).unwrap_or(1.0);
+            Schedule::new(group.clients, rate_hz, group.sync, group.burst, phase.duration_s)
+        };
+        let new = |group| {
+            Publishers::new(group, schedule(group), &self.connections, self.config.slice_us)
+        };
+        phase.publish.iter().map(new).collect()
+    }
+
+    /// Scheduled absences, and connections that come back.
+    fn come_and_go(&mut self) {
+        let now = self.now;
+        if let Some(stage) = self.live.back() {
+            for expectation in &stage.expectations {
+                if let Some((from, to)) = expectation.absence
+                    && from == now
+                {
+                    self.connections[expectation.connection].lose(to, true);
+                }
+            }
+        }
+        let down_until = self.broker.down_until().filter(|until| *until > now);
+        for connection in &mut self.connections {
+            if connection.back.is_none_or(|back| back > now) || !connection.is_wanted {
+                continue;
+            }
+            if down_until.is_some() {
+                connection.back = Some(now + connection.reconnect);
+                continue;
+            }
+            let work = connection.connect(now, &self.broker.limits);
+            let cost = self.broker.account(&work, connection.members());
+            self.broker.budget.spend(cost);
+        }
+        for publishers in self.live.iter_mut().flat_map(|stage| &mut stage.publishers) {
+            if publishers.back.is_some_and(|back| back <= now) {
+                publishers.back = down_until.map(|_| now + publishers.reconnect);
+            }
+        }
+    }
+
+    /// What is due, and what clients acknowledge.
+    fn send(&mut self) {
+        let (now, slice_ns, slices_per_s) = (self.now, self.slice_ns(), self.slices_per_s());
+        for stage in &mut self.live {
+            let slice = now.since(stage.start).slices();
             let second = (slice / slices_per_s) as usize;
-            for (s, readers) in stage.subscribers.iter_mut().enumerate() {
-                let share = group.audience[s];
-                let expected = (share * f64::from(count) * f64::from(readers.members)) as u64;
-                if let Some(counts) = readers.seconds.get_mut(second) {
-                    counts.expected += expected;
-                }
-            }
-        }
-        group.send();
-    }
-    for readers in &mut stage.subscribers {
-        let work = readers.link.arrive(now, &mut readers.inbox);
-        budget.spend(costs.of_work(&work, readers.members));
-    }
-    budget.refill();
-    while budget.is_left() {
-        let mut is_idle = true;
-        let mut cost = costs.round_us;
-        for (p, group) in stage.publishers.iter_mut().enumerate() {
-            let Some(batch) = group.read() else { continue };
-            is_idle = false;
-            cost += costs.of_publishes(batch.count, batch.bytes);
-            for (s, readers) in stage.subscribers.iter_mut().enumerate() {
-                let count = readers.portion(p, group.audience[s], batch.count);
+            for publishers in &mut stage.publishers {
+                let count = publishers.due(now, u64::from(slice + 1) * slice_ns);
                 if count > 0 {
-                    let work = readers.link.publish(now, batch.of(count));
-                    dropped += u64::from(work.dropped) * u64::from(readers.members);
-                    cost += costs.of_work(&work, readers.members)
-                        + f64::from(count * readers.members) * costs.route_us;
+                    for expectation in &mut stage.expectations {
+                        let share = publishers.audience[expectation.connection];
+                        expectation.expect(now, second, share * f64::from(count));
+                    }
+                }
+                publishers.send();
+            }
+        }
+        for connection in &mut self.connections {
+            let work = connection.arrive(now);
+            if work.segments > 0 {
+                let cost = self.broker.account(&work, connection.members());
+                self.broker.budget.spend(cost);
+            }
+        }
+    }
+
+    /// Rounds of the broker's loop, for as long as there is time and something to do.
+    fn run_broker(&mut self) {
+        self.broker.budget.refill();
+        if !self.broker.is_up(self.now) {
+            return;
+        }
+        while self.broker.budget.is_left() {
+            let cost = self.read_publishes() + self.read_acknowledgements();
+            if cost == 0.0 {
+                break;
+            }
+            let round_us = self.broker.costs().round_us;
+            self.broker.budget.spend(cost + round_us);
+        }
+    }
+
+    fn read_publishes(&mut self) -> f64 {
+        let (now, limits) = (self.now, self.broker.limits);
+        let queues_qos0 = self.broker.queues_qos0();
+        let mut cost = 0.0;
+        for stage in &mut self.live {
+            for (p, publishers) in stage.publishers.iter_mut().enumerate() {
+                let Some(batch) = publishers.read() else { continue };
+                let counters = &mut self.broker.counters;
+                counters.packets_received += u64::from(batch.count);
+                counters.publish_received += u64::from(batch.count);
+                counters.publish_bytes_received += batch.total_bytes();
+                cost += self.broker.costs().of_publishes(batch.count, batch.bytes);
+                for (s, connection) in self.connections.iter_mut().enumerate() {
+                    let share = publishers.audience.get(s).copied().unwrap_or(0.0);
+                    if share > 0.0 {
+                        cost += route(&mut self.broker, connection, p, share, batch, now, &limits, queues_qos0);
+                    }
+                }
+                publishers.send();
+            }
+        }
+        cost
+    }
+
+    fn read_acknowledgements(&mut self) -> f64 {
+        let now = self.now;
+        let mut cost = 0.0;
+        for connection in &mut self.connections {
+            let Some(packet) = connection.read() else { continue };
+            let work = connection.link.acknowledge(now, packet);
+            let members = connection.members();
+            self.broker.counters.packets_received += u64::from(members);
+            cost += self.broker.account(&work, members)
+                + f64::from(members) * self.broker.costs().acknowledge_us;
+        }
+        cost
+    }
+
+    /// Counts what was read in this slice.
+    fn count(&mut self) {
+        let (now, slices_per_s) = (self.now, self.slices_per_s());
+        let arrived = second_of(now, self.scored_from, slices_per_s);
+        for (index, connection) in self.connections.iter_mut().enumerate() {
+            for batch in connection.link.take_delivered() {
+                let stage =
+                    self.live.iter_mut().rev().find(|stage| stage.start <= batch.due);
+                let Some(stage) = stage else { continue };
+                let second = (batch.due.since(stage.start).slices() / slices_per_s) as usize;
+                let mut expectations = stage.expectations.iter_mut();
+                if let Some(expectation) = expectations.find(|it| it.connection == index) {
+                    expectation.score(second, batch, now, arrived);
                 }
             }
-            group.send();
         }
-        for readers in &mut stage.subscribers {
-            let Some(packet) = readers.read() else { continue };
-            is_idle = false;
-            let work = readers.link.acknowledge(now, packet);
-            cost += costs.of_work(&work, readers.members)
-                + f64::from(readers.members) * costs.acknowledge_us;
-        }
-        if is_idle {
-            break;
-        }
-        budget.spend(cost);
     }
-    for readers in &mut stage.subscribers {
-        readers.score(now, stage.start, slices_per_s);
+
+    fn look_at_memory(&mut self) {
+        let mut held = Held::default();
+        for connection in &self.connections {
+            let (messages, bytes) = connection.backlog();
+            let members = u64::from(connection.members());
+            held.entries += u64::from(messages) * members;
+            // Alike members share their messages, and so do most groups.
+            held.messages = held.messages.max(u64::from(messages));
+            held.bytes = held.bytes.max(bytes);
+            if connection.back.is_none() {
+                held.clients += connection.members();
+                held.subscriptions += connection.members();
+            } else if !connection.group.clean_session {
+                held.clients_offline += connection.members();
+                held.subscriptions += connection.members();
+            }
+        }
+        if let Some(stage) = self.live.back() {
+            held.clients += stage
+                .publishers
+                .iter()
+                .filter(|group| group.back.is_none())
+                .map(|group| group.clients)
+                .sum::<u32>();
+        }
+        self.broker.held = held;
+        self.broker.look_at_memory();
+        let second = second_of(self.now, self.scored_from, self.slices_per_s());
+        if self.broker.is_up(self.now) {
+            self.memory.push(second, self.broker.rss_bytes());
+        }
     }
-    dropped
+
+    fn restart(&mut self, settings: &Settings) {
+        let was_kept = self.broker.persists();
+        self.broker.restart(self.now, settings);
+        let session_lives = was_kept && self.broker.persists();
+        let now = self.now;
+        for connection in &mut self.connections {
+            let back = match connection.back {
+                Some(back) => back,
+                None => now + connection.reconnect,
+            };
+            connection.lose(back, session_lives);
+        }
+        for publishers in self.live.iter_mut().flat_map(|stage| &mut stage.publishers) {
+            let back = now + publishers.reconnect;
+            publishers.lose(back);
+        }
+    }
+}
+
+/// Puts `batch` before the members of `connection`; the time that takes.
+#[allow(clippy::too_many_arguments, reason = "the hot path, inlined")]
+fn route(
+    broker: &mut Broker,
+    connection: &mut Subscribers,
+    publish_group: usize,
+    share: f64,
+    batch: Batch,
+    now: Slice,
+    limits: &super::link::Limits,
+    queues_qos0: bool,
+) -> f64 {
+    let count = connection.portion(publish_group, share, batch.count);
+    if count == 0 {
+        return 0.0;
+    }
+    let work = connection.publish(now, batch.of(count), limits, queues_qos0);
+    let members = connection.members();
+    broker.account(&work, members) + f64::from(count * members) * broker.costs().route_us
+}
+
+/// Seconds from `from`, negative before it.
+fn second_of(now: Slice, from: Slice, slices_per_s: u32) -> i64 {
+    let slices = i64::from(now.since(from).slices()) - i64::from(from.since(now).slices());
+    slices.div_euclid(i64::from(slices_per_s))
+}
+
+fn groups<'a>(
+    stage: &'a Stage,
+    seconds: impl Fn(&'a Expectation) -> &'a [score::SecondCounts],
+) -> Vec<GroupCounts<'a>> {
+    stage
+        .expectations
+        .iter()
+        .map(|expectation| GroupCounts {
+            weight: expectation.weight,
+            seconds: seconds(expectation),
+        })
+        .collect()
 }

@@ -1,0 +1,277 @@
+//! The broker's own state: settings in force, counters, memory, saves, `$SYS`.
+
+use super::calibration::Calibration;
+use super::cpu::Budget;
+use super::link::{Limits, Work};
+use super::time::{Slice, Span};
+use brokertuner_core::knobs::Apply;
+use brokertuner_core::sample::{OwnTraffic, ProbeSample, ProcSample, Sample, Sys, SysFrame};
+use brokertuner_core::settings::SiteValues;
+use brokertuner_core::{Instant, Knob, Settings};
+
+/// `$SYS` topics that are retained: what an idle broker of 2.0 stores.
+const SYS_MESSAGES: u64 = 53;
+/// Packets of one $SYS update that the agent's subscription is sent, about.
+const SYS_UPDATE_PUBLISHES: u64 = 30;
+
+/// Counters since the process's start.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Counters {
+    pub(super) packets_received: u64,
+    pub(super) packets_sent: u64,
+    pub(super) publish_received: u64,
+    pub(super) publish_sent: u64,
+    pub(super) publish_dropped: u64,
+    pub(super) publish_bytes_received: u64,
+    pub(super) publish_bytes_sent: u64,
+    pub(super) bytes_sent: u64,
+}
+
+/// What the broker holds at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Held {
+    /// Distinct messages, and their payload bytes.
+    pub(super) messages: u64,
+    pub(super) bytes: u64,
+    /// Entries in windows and queues.
+    pub(super) entries: u64,
+    pub(super) clients: u32,
+    pub(super) clients_offline: u32,
+    pub(super) subscriptions: u32,
+}
+
+/// One Mosquitto.
+#[derive(Debug)]
+pub(super) struct Broker {
+    calibration: Calibration,
+    site: SiteValues,
+    /// In force.
+    pub(super) settings: Settings,
+    pub(super) limits: Limits,
+    pub(super) budget: Budget,
+    pub(super) counters: Counters,
+    pub(super) held: Held,
+    pid: u32,
+    started: Slice,
+    down_until: Option<Slice>,
+    heap_bytes_max: u64,
+    rss_bytes: u64,
+    saved: Slice,
+    sys_period: Span,
+    sys_next: Slice,
+    frame: SysFrame,
+    slice_us: u32,
+}
+
+impl Broker {
+    pub(super) fn new(
+        calibration: Calibration,
+        site: SiteValues,
+        cpu_share: Option<f64>,
+        sys_interval_s: u32,
+        slice_us: u32,
+    ) -> Broker {
+        // On 2.0 a second is added to the interval.
+        let sys_period = Span::of_s(sys_interval_s + 1, slice_us);
+        let mut broker = Broker {
+            calibration,
+            settings: Settings::UNWRITTEN,
+            limits: limits(&Settings::UNWRITTEN, &site, &calibration),
+            site,
+            budget: Budget::new(slice_us, cpu_share),
+            counters: Counters::default(),
+            held: Held::default(),
+            pid: 1,
+            started: Slice::START,
+            down_until: None,
+            heap_bytes_max: 0,
+            rss_bytes: calibration.rss_bytes_base,
+            saved: Slice::START,
+            sys_period,
+            sys_next: Slice::START + sys_period,
+            frame: SysFrame::default(),
+            slice_us,
+        };
+        broker.look_at_memory();
+        broker
+    }
+
+    pub(super) fn is_up(&self, now: Slice) -> bool {
+        self.down_until.is_none_or(|until| until <= now)
+    }
+
+    /// When connections are accepted again, where that is not now.
+    pub(super) fn down_until(&self) -> Option<Slice> {
+        self.down_until
+    }
+
+    pub(super) fn persists(&self) -> bool {
+        self.settings.effective(Knob::Persistence, &self.site) != 0
+    }
+
+    pub(super) fn queues_qos0(&self) -> bool {
+        self.settings.effective(Knob::QueueQos0, &self.site) != 0
+    }
+
+    /// New settings by a reload: only what is reloadable takes effect.
+    pub(super) fn reload(&mut self, settings: &Settings) {
+        self.settings = self.settings.with_those_of(settings, Apply::Reload);
+    }
+
+    /// New settings by a restart; all connections are gone until the broker is up.
+    pub(super) fn restart(&mut self, now: Slice, settings: &Settings) {
+        let mib = self.held.bytes as f64 / 1_048_576.0;
+        let saves = if self.persists() { mib * self.calibration.save_us_per_mib } else { 0.0 };
+        let us = self.calibration.restart_us + 2.0 * saves;
+        self.settings = *settings;
+        self.limits = limits(settings, &self.site, &self.calibration);
+        self.counters = Counters::default();
+        self.pid += 1;
+        self.started = now + Span::of_us(us as u32, self.slice_us);
+        self.down_until = Some(self.started);
+        self.rss_bytes = self.calibration.rss_bytes_base;
+        self.heap_bytes_max = 0;
+        self.saved = self.started;
+        self.sys_next = self.started + self.sys_period;
+    }
+
+    /// Counts what `members` connections did alike, and takes the time that it took.
+    pub(super) fn account(&mut self, work: &Work, members: u32) -> f64 {
+        let times = u64::from(members);
+        self.counters.packets_sent += u64::from(work.writes) * times;
+        self.counters.publish_sent += u64::from(work.publishes) * times;
+        self.counters.publish_bytes_sent += work.bytes * times;
+        self.counters.bytes_sent += (work.bytes + 20 * u64::from(work.writes)) * times;
+        self.counters.publish_dropped += u64::from(work.dropped) * times;
+        self.calibration.costs.of_work(work, members)
+    }
+
+    pub(super) fn costs(&self) -> &super::cpu::Costs {
+        &self.calibration.costs
+    }
+
+    /// Housekeeping of a slice: saves and `$SYS`.
+    pub(super) fn keep_house(&mut self, now: Slice) {
+        if !self.is_up(now) {
+            return;
+        }
+        let interval_s = self.settings.effective(Knob::AutosaveInterval, &self.site);
+        let interval_s = u32::try_from(interval_s).unwrap_or(u32::MAX);
+        let is_due = now.since(self.saved) > Span::of_s(interval_s, self.slice_us);
+        if self.persists() && interval_s > 0 && is_due {
+            self.saved = now;
+            let mib = self.held.bytes as f64 / 1_048_576.0;
+            self.budget
+                .spend(self.calibration.save_us_base + mib * self.calibration.save_us_per_mib);
+        }
+        if now >= self.sys_next {
+            self.sys_next = self.sys_next + self.sys_period;
+            self.publish_sys(now);
+        }
+    }
+
+    /// Follows the memory: what is freed is given back in part only.
+    pub(super) fn look_at_memory(&mut self) {
+        let c = &self.calibration;
+        let heap = c.heap_bytes_base
+            + (self.held.bytes as f64
+                + self.held.messages as f64 * c.bytes_per_message
+                + self.held.entries as f64 * c.bytes_per_entry) as u64
+            + u64::from(self.held.clients) * c.bytes_per_client;
+        self.heap_bytes_max = self.heap_bytes_max.max(heap);
+        let grown = c.rss_bytes_base + (heap - c.heap_bytes_base);
+        let peak = c.rss_bytes_base + (self.heap_bytes_max - c.heap_bytes_base);
+        let kept = peak as f64 * c.rss_kept_share;
+        self.rss_bytes = grown.max(kept as u64).max(c.rss_bytes_base);
+    }
+
+    /// Resident memory.
+    pub(super) fn rss_bytes(&self) -> u64 {
+        self.rss_bytes
+    }
+
+    fn heap_bytes(&self) -> u64 {
+        let c = &self.calibration;
+        c.heap_bytes_base + self.held.bytes
+            + (self.held.entries as f64 * c.bytes_per_entry) as u64
+    }
+
+    fn publish_sys(&mut self, now: Slice) {
+        let c = self.counters;
+        let uptime_s = u64::from(now.since(self.started).slices())
+            * u64::from(self.slice_us)
+            / 1_000_000;
+        let values = [
+            (Sys::UptimeS, uptime_s),
+            // The agent's own connection is one more.
+            (Sys::ClientsConnected, u64::from(self.held.clients) + 1),
+            (Sys::ClientsDisconnected, u64::from(self.held.clients_offline)),
+            (Sys::MessagesReceived, c.packets_received),
+            (Sys::MessagesSent, c.packets_sent),
+            (Sys::PublishReceived, c.publish_received),
+            (Sys::PublishSent, c.publish_sent),
+            (Sys::PublishDropped, c.publish_dropped),
+            (Sys::PublishBytesReceived, c.publish_bytes_received),
+            (Sys::PublishBytesSent, c.publish_bytes_sent),
+            (Sys::BytesReceived, c.publish_bytes_received + 20 * c.publish_received),
+            (Sys::BytesSent, c.bytes_sent),
+            (Sys::StoreMessages, self.held.messages + SYS_MESSAGES),
+            (Sys::StoreBytes, self.held.bytes + SYS_MESSAGES * 8),
+            (Sys::RetainedMessages, SYS_MESSAGES),
+            (Sys::Subscriptions, u64::from(self.held.subscriptions) + 1),
+            (Sys::HeapBytes, self.heap_bytes()),
+            (Sys::HeapBytesMax, self.heap_bytes_max),
+        ];
+        let mut start = SysFrame::default();
+        start.at = Some(self.instant(now));
+        self.frame = values.into_iter().fold(start, |frame, (sys, value)| frame.with(sys, value));
+        self.counters.publish_sent += SYS_UPDATE_PUBLISHES;
+    }
+
+    pub(super) fn instant(&self, now: Slice) -> Instant {
+        let us = u64::from(now.since(Slice::START).slices()) * u64::from(self.slice_us);
+        Instant::from_micros(us)
+    }
+
+    /// What the agent sees now; `probe_us` is its own messages' round trip.
+    pub(super) fn sample(&self, now: Slice, probe_us: Option<u32>) -> Sample {
+        Sample {
+            at: self.instant(now),
+            sys: self.frame,
+            proc: self.is_up(now).then(|| ProcSample {
+                pid: self.pid,
+                start_ticks: u64::from(self.started.since(Slice::START).slices()),
+                rss_bytes: self.rss_bytes,
+                cpu_us: self.budget.used_us() as u64,
+                context_switches: self.counters.packets_received / 2,
+            }),
+            probe: ProbeSample { latency_us_qos0: probe_us, latency_us_qos1: probe_us },
+            own: OwnTraffic { connections: 1, publish_sent: 0, publish_received: 0 },
+        }
+    }
+}
+
+fn limits(settings: &Settings, site: &SiteValues, calibration: &Calibration) -> Limits {
+    let value = |knob| settings.effective(knob, site);
+    let count = |knob| match value(knob) {
+        0 => u32::MAX,
+        limit => u32::try_from(limit).unwrap_or(u32::MAX),
+    };
+    let bytes = |knob| match value(knob) {
+        0 => u64::MAX,
+        limit => limit,
+    };
+    // On 2.0.11 the window grows while acknowledgements come back.
+    let window = match count(Knob::InflightMessagesMax) {
+        1 => 1,
+        _ if !calibration.window_holds => u32::MAX,
+        window => window,
+    };
+    Limits {
+        window,
+        window_bytes: bytes(Knob::InflightBytesMax),
+        queue: count(Knob::QueuedMessagesMax),
+        queue_bytes: bytes(Knob::QueuedBytesMax),
+        nodelay: value(Knob::TcpNodelay) != 0,
+    }
+}
