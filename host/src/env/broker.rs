@@ -108,6 +108,8 @@ impl Environment for BrokerEnv {
             world.pass(Instant::now() + self.config.step)?;
             (_, state) = world.look(self.config.schema);
         }
+        // What expired meanwhile is the defaults' score: no action of this episode earned it.
+        let _ = world.load.window();
         self.world = Some(world);
         Ok(state)
     }
@@ -384,5 +386,45 @@ fn applier(
     match damage {
         None => Ok(applier),
         Some(damage) => Err(damage.into()),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests {
+    use super::*;
+    use crate::reward::DeadlinePrices;
+
+    fn env(names: &[&str]) -> BrokerEnv {
+        let scenario = |name: &&str| {
+            let text = format!(
+                "schema = 1\nname = \"{name}\"\nsummary = \"t\"\nrss_limit_mib = 64\ndeadline_ms = 100\n\
+                 [[phase]]\nname = \"p\"\nduration_s = 60\n\
+                 [[phase.publish]]\nname = \"w\"\nclients = 1\nrate_hz = 20\npayload_bytes = 16\ntopic = \"a\"\n\
+                 [[phase.subscribe]]\nname = \"r\"\nclients = 1\nfilter = \"a\"\n"
+            );
+            Arc::new(Scenario::parse(&text, "test").unwrap())
+        };
+        BrokerEnv::new(BrokerEnvConfig {
+            mosquitto: Mosquitto::find(None).unwrap(),
+            scenarios: names.iter().map(scenario).collect(),
+            index: 0,
+            step: Duration::from_secs(1),
+            schema: Schema::Edge,
+            reward: RewardKind::Deadline(DeadlinePrices::default()),
+            seed: 1,
+            capacity_msgs_per_s: None,
+            allow_uncapped: false,
+        })
+        .unwrap()
+    }
+
+    #[test]
+    fn the_seconds_on_the_defaults_are_no_part_of_the_first_step() {
+        let mut env = env(&["a"]);
+        // Episode 2 holds the defaults for three steps.
+        env.reset(2).unwrap();
+        let window = env.world().unwrap().load.window();
+        assert!(window.seconds <= 1, "{window:?}");
     }
 }
