@@ -493,6 +493,12 @@ impl RunClock {
         (at_ns.cast_signed() - self.scored_ns.cast_signed()).div_euclid(NANOS_PER_S.cast_signed())
     }
 
+    /// The first instant after a second of [`RunClock::second`]; 0 for one before the run.
+    fn second_end_ns(&self, second: i64) -> u64 {
+        let from_scored_ns = second.saturating_add(1).saturating_mul(NANOS_PER_S.cast_signed());
+        self.scored_ns.saturating_add_signed(from_scored_ns)
+    }
+
     fn second_of(&self, at: Instant) -> i64 {
         self.second(nanos(at.saturating_duration_since(self.origin)))
     }
