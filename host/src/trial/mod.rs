@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How often resident memory is sampled for the score.
-const RSS_PERIOD: Duration = Duration::from_millis(100);
+pub(crate) const RSS_PERIOD: Duration = Duration::from_millis(100);
 /// What a run may take beyond its own length: connecting, the last deadline, disconnecting.
 const SLACK: Duration = Duration::from_secs(60);
 
