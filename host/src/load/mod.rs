@@ -132,6 +132,9 @@ pub enum LoadError {
         /// What the system said.
         source: io::Error,
     },
+    /// Ctrl-C, or another signal that asks this process to end.
+    #[error("interrupted")]
+    Interrupted,
     /// The generator's thread ended by a panic: a bug in this program.
     #[error("load generator: its thread panicked, which is a bug")]
     Panicked,
