@@ -5,6 +5,10 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+/// What lies in a target folder of cargo's: the first is written only by whoever makes the folder,
+/// the second by every build into it.
+const MARKS: [&str; 2] = ["CACHEDIR.TAG", ".rustc_info.json"];
+
 /// The `edge` program beside this one. In cargo's target folder it is built first: what lies there
 /// may be older than the sources, and cargo takes a moment where it is not.
 ///
@@ -53,8 +57,8 @@ impl Build {
     /// `None` outside cargo's target folder, or where none of the workspaces is there any more.
     fn of(own: &Path, manifests: &[PathBuf]) -> Option<Build> {
         let dir = own.parent()?;
-        // cargo marks its target folder so that backups leave it out.
-        let target = dir.ancestors().find(|dir| dir.join("CACHEDIR.TAG").is_file())?;
+        let is_target = |dir: &&Path| MARKS.iter().any(|mark| dir.join(mark).is_file());
+        let target = dir.ancestors().find(is_target)?;
         let below: Vec<&OsStr> = dir.strip_prefix(target).ok()?.iter().collect();
         let (triple, profile) = match below[..] {
             [profile] => (None, profile),
@@ -100,11 +104,7 @@ mod tests {
         std::fs::write(&manifest, "[workspace]\n").unwrap();
         let target = dir.path().join("target");
         std::fs::create_dir_all(target.join(place)).unwrap();
-        std::fs::write(
-            target.join("CACHEDIR.TAG"),
-            "Signature: 8a477f597d28d172789f06886806bc55\n",
-        )
-        .unwrap();
+        std::fs::write(target.join(MARKS[1]), "{}").unwrap();
         std::fs::write(target.join(place).join("edge"), "stale").unwrap();
         let own = target.join(place).join("host");
         (dir, manifest, own)
@@ -135,7 +135,7 @@ mod tests {
     #[test]
     fn elsewhere_what_lies_beside_is_taken_as_it_is() {
         let (dir, manifest, own) = workspace("debug");
-        std::fs::remove_file(dir.path().join("target/CACHEDIR.TAG")).unwrap();
+        std::fs::remove_file(dir.path().join("target").join(MARKS[1])).unwrap();
         assert_eq!(Build::of(&own, &[manifest]), None);
         let (_dir, manifest, own) = workspace("debug");
         assert_eq!(Build::of(&own, &[manifest.with_file_name("Gone.toml")]), None);
