@@ -13,6 +13,9 @@ fn a_live_broker_that_edge_tuned_scores_above_0_9_where_the_default_stays_below_
     assert_eq!(status, 0, "{}", std::fs::read_to_string(dir.path().join("report.md")).unwrap());
     for row in report["measured"].as_array().unwrap() {
         let score = |arm: &str| row[arm]["load"]["score"].as_f64().unwrap();
+        for arm in ["default", "untrained", "tuned"] {
+            assert_eq!(row[arm]["load"]["is_void"], false, "{}: {arm} is void", row["scenario"]);
+        }
         assert!(score("default") < 0.3, "{}: default {}", row["scenario"], score("default"));
         assert!(score("tuned") >= 0.9, "{}: tuned {}", row["scenario"], score("tuned"));
         let conf = row["tuned"]["settings_conf"].as_str().unwrap();

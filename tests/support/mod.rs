@@ -48,7 +48,7 @@ fn system_mosquitto() -> Option<Mosquitto> {
 }
 
 /// The program of that name, built as these tests were: cargo builds only a package's own programs
-/// for its tests.
+/// for its tests. `host` builds `edge` with the same selection, so neither builds it anew.
 ///
 /// # Panics
 /// Where it does not build.
@@ -57,7 +57,7 @@ pub(crate) fn build_program(name: &str) -> PathBuf {
     let own = std::env::current_exe().expect("a program knows where it lies");
     let profile = own.ancestors().nth(2).expect("the tests lie in cargo's target folder");
     let mut build = Command::new(env!("CARGO"));
-    build.args(["build", "--quiet", "--package", &format!("brokertuner-{name}"), "--bin", name]);
+    build.args(["build", "--quiet", "--bin", name]);
     build.arg("--target-dir").arg(profile.parent().expect("a target folder"));
     if profile.ends_with("release") {
         build.arg("--release");

@@ -3,7 +3,7 @@
 pub mod broker;
 
 use crate::logs::ActionRow;
-use brokertuner_core::{Action, Settings};
+use brokertuner_core::Action;
 
 /// What one step brought.
 #[derive(Clone, Debug)]
@@ -39,10 +39,4 @@ pub trait Environment: Send {
 
     /// Name of the load of the current episode.
     fn scenario(&self) -> &str;
-
-    /// Settings in force.
-    fn effective(&self) -> Settings;
-
-    /// Length of a step in seconds, for the discount per second.
-    fn step_s(&self) -> f64;
 }
