@@ -1,5 +1,7 @@
 //! `host train`: one agent, several environments, two logs, checkpoints.
 
+#[cfg(test)]
+mod tests;
 mod worker;
 
 use crate::ddpg::{Agent, Hyper, Losses, Transition};
@@ -14,6 +16,8 @@ use worker::{Answer, Order, Workers};
 /// Checkpoints are named by the transitions observed.
 const CHECKPOINT: &str = "checkpoint-";
 const EXTENSION: &str = "safetensors";
+/// How often the trainer looks at the clock and for an interrupt.
+const ANSWER_PERIOD: Duration = Duration::from_millis(100);
 
 /// The checkpoint in `dir` that saw the most.
 ///
@@ -109,17 +113,28 @@ struct Run<'a> {
     episodes: u64,
     losses: Vec<Losses>,
     scores: Vec<f64>,
+    /// Whether the user wants the run to end.
+    interrupted: fn() -> bool,
 }
 
 /// Trains in `envs` until the steps, the time or the patience are used up.
 ///
 /// # Errors
 /// A log or checkpoint that cannot be written, or an environment that cannot go on; the message
-/// says which.
+/// says which, and where the checkpoint of what was learnt until then lies.
 pub fn train(
     envs: Vec<Box<dyn Environment>>,
     config: &TrainConfig,
     agent: Agent,
+) -> anyhow::Result<Trained> {
+    train_until(envs, config, agent, crate::broker::interrupted)
+}
+
+fn train_until(
+    envs: Vec<Box<dyn Environment>>,
+    config: &TrainConfig,
+    agent: Agent,
+    interrupted: fn() -> bool,
 ) -> anyhow::Result<Trained> {
     std::fs::create_dir_all(&config.out)
         .with_context(|| format!("cannot create {}; choose another --out", config.out.display()))?;
@@ -135,11 +150,15 @@ pub fn train(
         episodes: 0,
         losses: Vec::new(),
         scores: Vec::new(),
+        interrupted,
     };
     let workers = Workers::start(envs);
-    let ended = run.drive(&workers)?;
+    let ended = run.drive(&workers);
     drop(workers);
-    run.finish(ended)
+    match ended {
+        Ok(ended) => run.finish(ended),
+        Err(error) => Err(run.keep(error)),
+    }
 }
 
 impl Run<'_> {
@@ -148,14 +167,16 @@ impl Run<'_> {
             self.begin_episode(workers, env);
         }
         loop {
-            if crate::broker::interrupted() {
+            if (self.interrupted)() {
                 return Ok(Ended::Interrupted);
             }
             if self.config.duration.is_some_and(|limit| self.started.elapsed() >= limit) {
                 return Ok(Ended::Duration);
             }
-            let Some((env, answer)) = workers.receive(Duration::from_millis(100)) else { continue };
+            let Some((env, answer)) = workers.receive(ANSWER_PERIOD)? else { continue };
             match answer {
+                // The same Ctrl-C ends the environment's step, and its answer may come first.
+                Answer::Failed(_) if (self.interrupted)() => return Ok(Ended::Interrupted),
                 Answer::Failed(error) => {
                     return Err(error.context(format!("environment {env} cannot go on")));
                 }
@@ -314,10 +335,25 @@ impl Run<'_> {
         );
     }
 
-    fn checkpoint(&self) -> anyhow::Result<()> {
+    fn checkpoint(&self) -> anyhow::Result<PathBuf> {
         let path =
             self.config.out.join(format!("{CHECKPOINT}{:08}.{EXTENSION}", self.agent.observed()));
-        Ok(self.agent.save(&path, true)?)
+        self.agent.save(&path, true)?;
+        Ok(path)
+    }
+
+    /// Writes down what was learnt before the run ends with `error`.
+    fn keep(&self, error: anyhow::Error) -> anyhow::Error {
+        if self.steps == 0 {
+            return error;
+        }
+        match self.checkpoint() {
+            Ok(path) => error.context(format!(
+                "training ended early; {} holds what was learnt, --resume goes on from it",
+                path.display()
+            )),
+            Err(lost) => error.context(format!("what was learnt is lost as well ({lost:#})")),
+        }
     }
 
     fn finish(mut self, ended: Ended) -> anyhow::Result<Trained> {
