@@ -6,6 +6,9 @@ use serde::Serialize;
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 
+/// In the column `applied`: the broker ended in the step, and the next state is a new world's.
+pub const LOST: &str = "lost";
+
 /// A log that could not be written.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
@@ -44,8 +47,8 @@ pub struct ProgressRow {
     pub episode_steps: u64,
     /// Sum of its rewards.
     pub episode_return: f64,
-    /// Mean score of its steps, 0..1.
-    pub episode_score_mean: f64,
+    /// Mean score of its steps that have one, 0..1.
+    pub episode_score_mean: Option<f64>,
     /// Mean critic loss since the last row.
     pub critic_loss: f64,
     /// Mean actor loss (minus the mean Q) since the last row.
@@ -73,15 +76,14 @@ pub struct ActionRow {
     pub episode: u64,
     /// Its scenario.
     pub scenario: String,
-    /// What was done: `none`, `reload`, `restart`, `refused`, `lost` (the broker died) or
-    /// `load-restarted`.
+    /// What was done: `none`, `reload`, `restart`, `refused`, [`LOST`] or `load-restarted`.
     pub applied: &'static str,
     /// Milliseconds until the broker was ready; 0 where nothing was done.
     pub ready_ms: u64,
     /// In-time deliveries over expected, of the messages whose deadline expired in the step.
     pub score: Option<f64>,
-    /// The reward.
-    pub reward: f64,
+    /// The reward; `None` where nothing was learnt of the step.
+    pub reward: Option<f64>,
     /// Deliveries a second.
     pub delivered_per_s: f64,
     /// Largest delivery latency of the step.
@@ -134,7 +136,7 @@ impl ActionRow {
             self.applied.to_string(),
             self.ready_ms.to_string(),
             or_empty(self.score.map(|score| format!("{score:.4}"))),
-            format!("{:.4}", self.reward),
+            or_empty(self.reward.map(|reward| format!("{reward:.4}"))),
             format!("{:.1}", self.delivered_per_s),
             or_empty(self.latency_us_max),
             or_empty(self.dropped_per_s),
@@ -257,12 +259,14 @@ mod tests {
             step: 7,
             env: Some(1),
             scenario: scenario.clone(),
+            episode_score_mean: Some(0.0),
             ..ProgressRow::default()
         })
         .unwrap();
         let row = ActionRow {
             step: 7,
             score: Some(0.5),
+            reward: Some(0.0),
             scenario,
             applied: "restart",
             ..Default::default()

@@ -68,15 +68,16 @@ pub enum RewardKind {
 }
 
 impl RewardKind {
-    /// The reward of a step; a failed step gets the worst, [`RewardKind::worst`].
+    /// The reward of a step; a failed step gets the worst, [`RewardKind::worst`]. `None` where the
+    /// step says nothing about the settings: nothing must be learnt of it.
     #[must_use]
-    pub fn of(&self, view: &StepView<'_>) -> f64 {
+    pub fn of(&self, view: &StepView<'_>) -> Option<f64> {
         if view.is_failed {
-            return self.worst();
+            return Some(self.worst());
         }
         match self {
             RewardKind::Deadline(prices) => deadline(view, prices),
-            RewardKind::Seed(weights) => seed(view, weights),
+            RewardKind::Seed(weights) => Some(seed(view, weights)),
         }
     }
 
@@ -91,13 +92,14 @@ impl RewardKind {
 }
 
 /// The score of the interval, less small prices for CPU, memory and change. Missing inputs cost
-/// nothing; a step in which no deadline expired earns nothing.
-fn deadline(view: &StepView<'_>, prices: &DeadlinePrices) -> f64 {
+/// nothing. `None` where no deadline expired or the generator was too slow: that is no total loss.
+fn deadline(view: &StepView<'_>, prices: &DeadlinePrices) -> Option<f64> {
+    let score = view.score?;
     let cpu = f64::from(view.metrics.cpu_share.unwrap_or(0.0)).clamp(0.0, 1.0);
     let rss = f64::from(view.metrics.rss_bytes.unwrap_or(0.0));
     let memory = (rss / view.rss_limit_bytes.max(1.0)).clamp(0.0, 1.0);
     let price = prices.cpu * cpu + prices.memory * memory + prices.change * view.changed_share;
-    view.score.unwrap_or(0.0) - price
+    Some(score - price)
 }
 
 /// The seed program's reward on the terms of the `seed5` state.
@@ -109,6 +111,8 @@ fn seed(view: &StepView<'_>, weights: &SeedWeights) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
     use super::*;
 
     fn metrics() -> Metrics {
@@ -134,14 +138,14 @@ mod tests {
     #[test]
     fn deadline_by_hand() {
         let kind = RewardKind::Deadline(DeadlinePrices::default());
-        let got = kind.of(&view(&metrics()));
+        let got = kind.of(&view(&metrics())).unwrap();
         assert!((got - (0.8 - 0.01 - 0.01 - 0.01)).abs() < 1e-9, "{got}");
     }
 
     #[test]
     fn seed_by_hand() {
         let kind = RewardKind::Seed(SeedWeights { beta: 2.0, ..SeedWeights::default() });
-        let got = kind.of(&view(&metrics()));
+        let got = kind.of(&view(&metrics())).unwrap();
         // 500/1000 + 2 * 2000/10000 - 50/400 - 256/1024
         assert!((got - (0.5 + 0.4 - 0.125 - 0.25)).abs() < 1e-6, "{got}");
     }
@@ -153,9 +157,23 @@ mod tests {
             RewardKind::Deadline(DeadlinePrices::default()),
             RewardKind::Seed(SeedWeights::default()),
         ] {
-            let failed = kind.of(&StepView { is_failed: true, ..view(&metrics) });
-            let poor = kind.of(&StepView { score: Some(0.0), ..view(&metrics) });
+            let failed = kind.of(&StepView { is_failed: true, ..view(&metrics) }).unwrap();
+            let poor = kind.of(&StepView { score: Some(0.0), ..view(&metrics) }).unwrap();
             assert!(failed <= poor, "{failed} {poor}");
         }
+    }
+
+    #[test]
+    fn no_score_is_no_deadline_reward() {
+        let metrics = metrics();
+        let unscored = StepView { score: None, ..view(&metrics) };
+        let [deadline, seed] = [
+            RewardKind::Deadline(DeadlinePrices::default()),
+            RewardKind::Seed(SeedWeights::default()),
+        ];
+        assert_eq!(deadline.of(&unscored), None);
+        assert_eq!(seed.of(&unscored), seed.of(&view(&metrics)), "it does not look at the score");
+        let refused = StepView { is_failed: true, ..unscored };
+        assert_eq!(deadline.of(&refused), Some(deadline.worst()));
     }
 }

@@ -6,7 +6,7 @@ use super::net::{Mlp, Tape, row_sum, tanh, tanh_into};
 use super::noise::Noise;
 use super::normaliser::Normaliser;
 use super::quantise::snap;
-use super::replay::{Pending, Replay, Transition, collect};
+use super::replay::{Pending, Replay, Transition, collect, cut};
 use super::{DdpgError, Hyper};
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg32;
@@ -185,6 +185,13 @@ impl Agent {
         (0..count).map(|number| self.replay.row(index(number)).state.to_vec()).collect()
     }
 
+    /// Reward of each transition in the replay buffer, and whether nothing after it counts.
+    #[cfg(test)]
+    pub(crate) fn replay_outcomes(&self) -> impl Iterator<Item = (f32, bool)> {
+        let rows = (0..self.replay.len()).map(|index| self.replay.row(index));
+        rows.map(|row| (row.reward, row.discount == 0.0))
+    }
+
     /// The policy's action for raw features, each in -1 to 1; missing features are not-a-number.
     /// A `state` that is too short is filled up with missing features.
     #[must_use]
@@ -250,6 +257,18 @@ impl Agent {
             self.noise.reset(transition.lane);
         }
         self.observed += 1;
+        Ok(())
+    }
+
+    /// Ends the returns that environment `lane` still collects, as a truncation in `state` would:
+    /// what follows there is not part of them.
+    ///
+    /// # Errors
+    /// [`DdpgError::Length`]; nothing has changed then.
+    pub fn cut(&mut self, lane: usize, state: &[f32]) -> Result<(), DdpgError> {
+        DdpgError::check_length("features of a state", state.len(), self.state_dim)?;
+        cut(&mut self.pending, &mut self.replay, lane, state);
+        self.noise.reset(lane);
         Ok(())
     }
 

@@ -89,7 +89,7 @@ impl BrokerEnv {
         let state = self.reset(self.steps)?;
         let row =
             ActionRow { scenario: self.scenario.name.clone(), applied, ..ActionRow::default() };
-        let reward = self.config.reward.worst();
+        let reward = Some(self.config.reward.worst());
         Ok(StepOutcome { state, reward, score: Some(0.0), is_cut: true, row })
     }
 }
@@ -123,7 +123,7 @@ impl Environment for BrokerEnv {
             if crate::broker::interrupted() {
                 bail!("interrupted");
             }
-            return self.recover("lost");
+            return self.recover(crate::logs::LOST);
         }
         let load_restarted = steps.is_multiple_of(LOAD_CHECK_STEPS) && world.mend_load()?;
         let (metrics, state) = world.look(schema);
@@ -341,7 +341,7 @@ impl World {
         window: &Window,
         change: &Change,
         applied: &'static str,
-        reward: f64,
+        reward: Option<f64>,
     ) -> ActionRow {
         ActionRow {
             applied,

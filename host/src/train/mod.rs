@@ -6,7 +6,7 @@ mod worker;
 
 use crate::ddpg::{Agent, Hyper, Losses, Transition};
 use crate::env::{Environment, StepOutcome};
-use crate::logs::{ActionRow, ProgressRow, TrainLogs};
+use crate::logs::{ActionRow, LOST, ProgressRow, TrainLogs};
 use anyhow::Context as _;
 use brokertuner_core::{KNOB_COUNT, KnobSet, quantise_action};
 use std::path::{Path, PathBuf};
@@ -99,6 +99,8 @@ struct Seat {
     episode_steps: u64,
     episode_return: f64,
     episode_score_sum: f64,
+    /// Steps that the sum is of.
+    episode_scored: u64,
 }
 
 /// One training run.
@@ -261,16 +263,23 @@ impl Run<'_> {
     fn remember(&mut self, env: usize, outcome: &StepOutcome) -> anyhow::Result<()> {
         let seat = &mut self.seats[env];
         seat.episode_steps += 1;
-        seat.episode_return += outcome.reward;
-        seat.episode_score_sum += outcome.score.unwrap_or(0.0);
+        seat.episode_return += outcome.reward.unwrap_or(0.0);
         if let Some(score) = outcome.score {
+            seat.episode_score_sum += score;
+            seat.episode_scored += 1;
             self.scores.push(score);
         }
+        let Some(reward) = outcome.reward else {
+            // Rewards on either side of the gap do not add up to a return.
+            self.agent.cut(env, &seat.state)?;
+            seat.state.clone_from(&outcome.state);
+            return Ok(());
+        };
         #[allow(
             clippy::cast_possible_truncation,
             reason = "rewards are of order one; f32 is what the nets take"
         )]
-        let reward = outcome.reward as f32;
+        let reward = reward as f32;
         let truncated = outcome.is_cut || seat.episode_steps >= self.config.episode_steps;
         self.agent.observe(&Transition {
             lane: env,
@@ -278,8 +287,9 @@ impl Run<'_> {
             action: &seat.action,
             reward,
             next_state: &outcome.state,
-            // A load goes on for ever: an episode's end is a cut, not a terminal state.
-            done: false,
+            // A load goes on for ever: an episode's end is a cut, not a terminal state. A new
+            // broker's state is nothing that the action led to, and must not speak for it.
+            done: outcome.row.applied == LOST,
             truncated,
         })?;
         seat.state.clone_from(&outcome.state);
@@ -291,7 +301,8 @@ impl Run<'_> {
         let row = self.progress_row(Some(env));
         self.logs.progress(&row)?;
         let seat = &mut self.seats[env];
-        (seat.episode_steps, seat.episode_return, seat.episode_score_sum) = (0, 0.0, 0.0);
+        (seat.episode_steps, seat.episode_return) = (0, 0.0);
+        (seat.episode_scored, seat.episode_score_sum) = (0, 0.0);
         Ok(())
     }
 
@@ -310,7 +321,8 @@ impl Run<'_> {
             scenario: seat.scenario,
             episode_steps: seat.episode_steps,
             episode_return: seat.episode_return,
-            episode_score_mean: seat.episode_score_sum / seat.episode_steps.max(1) as f64,
+            episode_score_mean: (seat.episode_scored > 0)
+                .then(|| seat.episode_score_sum / seat.episode_scored as f64),
             critic_loss: mean(|loss| Some(loss.critic)),
             actor_loss: mean(|loss| loss.actor.map(|actor| actor.loss)),
             q_mean: mean(|loss| Some(loss.q_mean)),
@@ -330,7 +342,7 @@ impl Run<'_> {
             scenario = row.scenario,
             applied = row.applied,
             score = row.score.map(|score| format!("{score:.3}")),
-            reward = format!("{:.3}", row.reward),
+            reward = row.reward.map(|reward| format!("{reward:.3}")),
             "{of}"
         );
     }

@@ -7,6 +7,10 @@ use brokertuner_core::{Action, Settings};
 #[derive(Clone, Copy)]
 enum Does {
     Reward(f64),
+    /// Nothing can be said of the step.
+    Void,
+    /// The broker ended.
+    Lose,
     Fail,
     Panic,
 }
@@ -25,15 +29,17 @@ impl Environment for Scripted {
     fn step(&mut self, _: &Action) -> anyhow::Result<StepOutcome> {
         let does = self.script[self.steps.min(self.script.len() - 1)];
         self.steps += 1;
-        let outcome = |reward, score, is_cut| StepOutcome {
-            state: vec![self.steps as f32; STATE],
-            reward,
-            score,
-            is_cut,
-            row: ActionRow { applied: "none", ..ActionRow::default() },
+        let outcome = |reward: Option<f64>, is_cut| {
+            let score = reward.map(|reward| reward.max(0.0));
+            let applied = if is_cut { LOST } else { "none" };
+            let row = ActionRow { applied, score, reward, ..ActionRow::default() };
+            let state = vec![self.steps as f32; STATE];
+            StepOutcome { state, reward, score, is_cut, row }
         };
         match does {
-            Does::Reward(reward) => Ok(outcome(reward, Some(reward), false)),
+            Does::Reward(reward) => Ok(outcome(Some(reward), false)),
+            Does::Void => Ok(outcome(None, false)),
+            Does::Lose => Ok(outcome(Some(-1.0), true)),
             Does::Fail => anyhow::bail!("the world ended"),
             Does::Panic => panic!("a fault in the environment"),
         }
@@ -107,4 +113,33 @@ fn an_interrupt_that_the_environment_sees_first_is_no_failure() {
     let trained = train_until(envs(&script), &config(dir.path()), agent(), interrupted).unwrap();
     assert_eq!(trained.ended, Ended::Interrupted);
     newest_checkpoint(dir.path()).unwrap();
+}
+
+#[test]
+fn a_step_without_a_score_is_not_learnt_as_a_total_loss() {
+    let dir = tempfile::tempdir().unwrap();
+    let script = [Does::Reward(0.5), Does::Void, Does::Reward(0.5), Does::Void];
+    let config = TrainConfig { steps: 4, ..config(dir.path()) };
+    let hyper = Hyper { n_step: 3, ..hyper() };
+    let agent = Agent::new(hyper, STATE, KNOB_COUNT, 1).unwrap();
+    let trained = train_until(envs(&script), &config, agent, || false).unwrap();
+    assert_eq!((trained.steps, trained.agent.observed()), (4, 2));
+    let rewards: Vec<(f32, bool)> = trained.agent.replay_outcomes().collect();
+    assert_eq!(rewards, [(0.5, false), (0.5, false)], "no return reaches over the gap");
+    let log = std::fs::read_to_string(dir.path().join("action_throughput_log.csv")).unwrap();
+    let is_empty = |line: &str| line.split(',').skip(7).take(2).all(str::is_empty);
+    assert_eq!(log.lines().filter(|line| is_empty(line)).count(), 2, "{log}");
+    let progress = std::fs::read_to_string(dir.path().join("progress.csv")).unwrap();
+    let row = progress.lines().nth(1).unwrap();
+    assert_eq!(row.split(',').nth(7), Some("0.5"), "{row}");
+}
+
+#[test]
+fn a_lost_broker_ends_the_return() {
+    let dir = tempfile::tempdir().unwrap();
+    let script = [Does::Reward(0.5), Does::Lose];
+    let config = TrainConfig { steps: 2, ..config(dir.path()) };
+    let trained = train_until(envs(&script), &config, agent(), || false).unwrap();
+    let rewards: Vec<(f32, bool)> = trained.agent.replay_outcomes().collect();
+    assert_eq!(rewards, [(0.5, false), (-1.0, true)]);
 }
