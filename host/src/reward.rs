@@ -57,6 +57,22 @@ impl Default for SeedWeights {
     }
 }
 
+/// Largest magnitude of a price or weight: rewards are single precision in the nets, and anything
+/// near this drowns the score.
+pub const WEIGHT_MAX: f64 = 1e6;
+
+/// A price or weight that would spoil every reward.
+#[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
+#[error("{name} is {value}; give a number from {min} to {WEIGHT_MAX}")]
+pub struct WeightError {
+    /// Which one.
+    pub name: &'static str,
+    /// What it is.
+    pub value: f64,
+    /// The least that it may be.
+    pub min: f64,
+}
+
 /// Which reward, with its weights.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -79,6 +95,25 @@ impl RewardKind {
             RewardKind::Deadline(prices) => deadline(view, prices),
             RewardKind::Seed(weights) => Some(seed(view, weights)),
         }
+    }
+
+    /// Checks every price or weight. Prices are not negative: the broker would be paid for what
+    /// it takes.
+    ///
+    /// # Errors
+    /// [`WeightError`] for the first that is out of range.
+    pub fn validate(&self) -> Result<(), WeightError> {
+        let (named, min) = match self {
+            RewardKind::Deadline(DeadlinePrices { cpu, memory, change }) => {
+                (vec![("cpu", *cpu), ("memory", *memory), ("change", *change)], 0.0)
+            }
+            RewardKind::Seed(SeedWeights { alpha, beta, gamma, delta }) => (
+                vec![("alpha", *alpha), ("beta", *beta), ("gamma", *gamma), ("delta", *delta)],
+                -WEIGHT_MAX,
+            ),
+        };
+        let wrong = named.into_iter().find(|(_, value)| !(min..=WEIGHT_MAX).contains(value));
+        wrong.map_or(Ok(()), |(name, value)| Err(WeightError { name, value, min }))
     }
 
     /// What a step gets in which the broker refused its settings: below all that can be earned.
@@ -160,6 +195,25 @@ mod tests {
             let failed = kind.of(&StepView { is_failed: true, ..view(&metrics) }).unwrap();
             let poor = kind.of(&StepView { score: Some(0.0), ..view(&metrics) }).unwrap();
             assert!(failed <= poor, "{failed} {poor}");
+        }
+    }
+
+    #[test]
+    fn prices_and_weights_are_checked_by_name() {
+        let deadline =
+            |cpu| RewardKind::Deadline(DeadlinePrices { cpu, ..DeadlinePrices::default() });
+        let seed = |delta| RewardKind::Seed(SeedWeights { delta, ..SeedWeights::default() });
+        for kind in [deadline(0.0), deadline(2.0), seed(-3.0)] {
+            kind.validate().unwrap();
+        }
+        for (kind, words) in [
+            (deadline(f64::NAN), "cpu is NaN"),
+            (deadline(f64::INFINITY), "cpu is inf"),
+            (deadline(-0.1), "cpu is -0.1; give a number from 0 to 1000000"),
+            (seed(1e300), "delta is 1000"),
+        ] {
+            let message = kind.validate().unwrap_err().to_string();
+            assert!(message.contains(words), "{message}");
         }
     }
 

@@ -11,7 +11,7 @@ use crate::export::{About, export};
 use crate::reward::{DeadlinePrices, RewardKind, SeedWeights};
 use crate::scenario::Scenario;
 use crate::train::{TrainConfig, Trained, train};
-use anyhow::Result;
+use anyhow::{Context as _, Result, bail};
 use brokertuner_core::features::Schema;
 use brokertuner_core::{KNOB_COUNT, KnobSet};
 use clap::ValueEnum;
@@ -70,16 +70,16 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_enum, default_value_t)]
     env: EnvKind,
     /// Environment steps after which training ends.
-    #[arg(long, default_value_t = 100_000)]
+    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..))]
     steps: u64,
     /// Seconds after which training on real brokers ends.
-    #[arg(long, default_value_t = 1800)]
+    #[arg(long, default_value_t = 1800, value_parser = clap::value_parser!(u64).range(1..))]
     duration_s: u64,
     /// Steps of an episode.
-    #[arg(long, default_value_t = 200)]
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u64).range(1..))]
     episode_steps: u64,
     /// Steps between checkpoints.
-    #[arg(long, default_value_t = 10_000)]
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
     checkpoint_steps: u64,
     /// Brokers at once. Loads that need a core for themselves want 1.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
@@ -103,11 +103,21 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_enum, default_value_t)]
     reward: RewardName,
     /// Prices of the deadline reward: CPU, memory, change.
-    #[arg(long, value_name = "CPU,MEM,CHANGE", value_delimiter = ',', num_args = 3)]
-    prices: Option<Vec<f64>>,
+    #[arg(
+        long,
+        value_name = "CPU,MEM,CHANGE",
+        allow_hyphen_values = true,
+        value_parser = options::list::<f64, 3>
+    )]
+    prices: Option<[f64; 3]>,
     /// Weights of the seed reward: alpha, beta, gamma, delta.
-    #[arg(long, value_name = "A,B,G,D", value_delimiter = ',', num_args = 4)]
-    weights: Option<Vec<f64>>,
+    #[arg(
+        long,
+        value_name = "A,B,G,D",
+        allow_hyphen_values = true,
+        value_parser = options::list::<f64, 4>
+    )]
+    weights: Option<[f64; 4]>,
     /// The summary as JSON.
     #[arg(long)]
     json: bool,
@@ -140,6 +150,7 @@ impl TrainArgs {
         let EnvKind::Broker = self.env;
         let hyper = self.hyper.over(self.preset.hyper());
         hyper.validate()?;
+        let reward = self.reward()?;
         let mosquitto = self.broker.find()?;
         let scenarios = options::scenarios(&self.scenarios)?;
         let capacity = options::capacity(&mosquitto, &scenarios, self.seed)?;
@@ -151,7 +162,7 @@ impl TrainArgs {
             mosquitto = %mosquitto.version(),
             "training"
         );
-        let envs = self.envs(&mosquitto, &scenarios, &hyper, capacity)?;
+        let envs = self.envs(&mosquitto, &scenarios, &hyper, reward, capacity)?;
         let agent = self.agent(&hyper)?;
         let config = TrainConfig {
             hyper,
@@ -172,6 +183,7 @@ impl TrainArgs {
         mosquitto: &Mosquitto,
         scenarios: &[Arc<Scenario>],
         hyper: &Hyper,
+        reward: RewardKind,
         capacity_msgs_per_s: Option<f64>,
     ) -> Result<Vec<Box<dyn Environment>>> {
         (0..usize::from(self.parallel))
@@ -182,7 +194,7 @@ impl TrainArgs {
                     index,
                     step: Duration::from_secs_f64(hyper.step_s),
                     schema: self.schema.into(),
-                    reward: self.reward(),
+                    reward,
                     seed: self.seed,
                     capacity_msgs_per_s,
                     allow_uncapped: self.broker.allow_uncapped,
@@ -192,17 +204,28 @@ impl TrainArgs {
             .collect()
     }
 
-    fn reward(&self) -> RewardKind {
-        match (self.reward, self.prices.as_deref(), self.weights.as_deref()) {
-            (RewardName::Deadline, Some(&[cpu, memory, change]), _) => {
-                RewardKind::Deadline(DeadlinePrices { cpu, memory, change })
+    /// The reward with its prices or weights, which are checked before anything starts.
+    fn reward(&self) -> Result<RewardKind> {
+        let (kind, option) = match (self.reward, self.prices, self.weights) {
+            (RewardName::Deadline, _, Some(_)) => {
+                bail!("--weights belongs to --reward seed; the deadline reward has --prices")
             }
-            (RewardName::Deadline, ..) => RewardKind::Deadline(DeadlinePrices::default()),
-            (RewardName::Seed, _, Some(&[alpha, beta, gamma, delta])) => {
-                RewardKind::Seed(SeedWeights { alpha, beta, gamma, delta })
+            (RewardName::Seed, Some(_), _) => {
+                bail!("--prices belongs to --reward deadline; the seed reward has --weights")
             }
-            (RewardName::Seed, ..) => RewardKind::Seed(SeedWeights::default()),
-        }
+            (RewardName::Deadline, Some([cpu, memory, change]), None) => {
+                (RewardKind::Deadline(DeadlinePrices { cpu, memory, change }), "--prices")
+            }
+            (RewardName::Deadline, ..) => {
+                (RewardKind::Deadline(DeadlinePrices::default()), "--prices")
+            }
+            (RewardName::Seed, None, Some([alpha, beta, gamma, delta])) => {
+                (RewardKind::Seed(SeedWeights { alpha, beta, gamma, delta }), "--weights")
+            }
+            (RewardName::Seed, ..) => (RewardKind::Seed(SeedWeights::default()), "--weights"),
+        };
+        kind.validate().with_context(|| format!("{option} cannot be used"))?;
+        Ok(kind)
     }
 
     fn agent(&self, hyper: &Hyper) -> Result<Agent> {
@@ -256,5 +279,51 @@ impl TrainArgs {
             )
         })?;
         Ok(Answer::Yes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+    use clap::Parser as _;
+
+    fn parse(args: &[&str]) -> Result<Box<TrainArgs>> {
+        let command = Cli::try_parse_from([&["host", "train"], args].concat())?.command;
+        let Command::Train(args) = command else { bail!("another verb") };
+        Ok(args)
+    }
+
+    /// What `host train` says before it looks for a broker.
+    fn refusal(args: &[&str]) -> String {
+        let args = [args, &["--mosquitto", "/nonexistent/mosquitto"]].concat();
+        match parse(&args).and_then(|args| args.run()) {
+            Ok(_) => "accepted".to_owned(),
+            Err(error) => format!("{error:#}"),
+        }
+    }
+
+    #[test]
+    fn prices_and_weights_are_refused_before_anything_starts() {
+        for (args, words) in [
+            (&["--prices", "NaN,0,0"][..], &["--prices", "cpu is NaN"][..]),
+            (&["--prices=0,0,-1"], &["--prices", "change is -1"]),
+            (&["--weights", "1,1,1,1"], &["--weights", "--reward seed"]),
+            (&["--reward", "seed", "--weights", "1,inf,1,1"], &["--weights", "beta is inf"]),
+            (&["--reward", "seed", "--prices", "1,1,1"], &["--prices", "--reward deadline"]),
+            (&["--step-s", "1e20"], &["step_s", "0.001 to 3600"]),
+            (&["--steps", "0"], &["--steps"]),
+            (&["--hidden", "64"], &["--hidden", "1 given, 2 expected"]),
+            (&["--prices", "1,x,1"], &["--prices", "\"x\" is no number"]),
+        ] {
+            let message = refusal(args);
+            for word in words {
+                assert!(message.contains(word), "{args:?}: {message}");
+            }
+        }
+        let sound = refusal(&["--reward", "seed", "--weights", "-1,1,1,1", "--hidden", "8,8"]);
+        assert!(sound.contains("/nonexistent/mosquitto"), "{sound}");
     }
 }
