@@ -94,8 +94,10 @@ pub struct ActionRow {
     pub cpu_share: Option<f32>,
     /// Resident memory of the broker.
     pub rss_bytes: Option<f32>,
-    /// The settings in force.
+    /// The settings that are written.
     pub settings: Settings,
+    /// What holds for the others: the main file of the environment's broker.
+    pub site: SiteValues,
 }
 
 /// Column names of `action_throughput_log.csv`: those of [`ActionRow`], then one per option.
@@ -126,7 +128,6 @@ impl ActionRow {
         fn or_empty<T: ToString>(value: Option<T>) -> String {
             value.map_or_else(String::new, |value| value.to_string())
         }
-        let site = SiteValues::default();
         let mut fields = vec![
             format!("{:.3}", self.wall_s),
             self.step.to_string(),
@@ -143,8 +144,9 @@ impl ActionRow {
             or_empty(self.cpu_share),
             or_empty(self.rss_bytes),
         ];
-        fields
-            .extend(KNOBS.iter().map(|spec| self.settings.effective(spec.knob, &site).to_string()));
+        fields.extend(
+            KNOBS.iter().map(|spec| self.settings.effective(spec.knob, &self.site).to_string()),
+        );
         fields
     }
 }
@@ -251,6 +253,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
     use super::*;
+    use brokertuner_core::Knob;
 
     fn write_both(dir: &Path, resume: bool) {
         let mut logs = TrainLogs::open(dir, resume).unwrap();
@@ -263,12 +266,16 @@ mod tests {
             ..ProgressRow::default()
         })
         .unwrap();
+        // As the environments' brokers are started.
+        let mut site = SiteValues::default();
+        site.0[Knob::Persistence as usize] = 1;
         let row = ActionRow {
             step: 7,
             score: Some(0.5),
             reward: Some(0.0),
             scenario,
             applied: "restart",
+            site,
             ..Default::default()
         };
         logs.action(&row).unwrap();
@@ -285,7 +292,7 @@ mod tests {
         let header = "step,wall_s,episode,env,scenario,episode_steps,episode_return,episode_score_mean,critic_loss,actor_loss,q_mean,noise_sigma,replay_count,updates\n";
         assert_eq!(read("progress.csv"), format!("{header}{row}{row}"));
         let row =
-            "0.000,7,0,0,wan-uplink,restart,0,0.5000,0.0000,0.0,,,,,20,0,1000,0,0,0,0,1800,0,0,0\n";
+            "0.000,7,0,0,wan-uplink,restart,0,0.5000,0.0000,0.0,,,,,20,0,1000,0,0,0,1,1800,0,0,0\n";
         let header = "wall_s,step,env,episode,scenario,applied,ready_ms,score,reward,delivered_per_s,latency_us_max,dropped_per_s,cpu_share,rss_bytes,max_inflight_messages,max_inflight_bytes,max_queued_messages,max_queued_bytes,queue_qos0_messages,memory_limit,persistence,autosave_interval,set_tcp_nodelay,max_packet_size,message_size_limit\n";
         assert_eq!(read("action_throughput_log.csv"), format!("{header}{row}{row}"));
     }

@@ -87,8 +87,12 @@ impl BrokerEnv {
     fn recover(&mut self, applied: &'static str) -> anyhow::Result<StepOutcome> {
         tracing::warn!(env = self.config.index, "the broker ended; a new one is started");
         let state = self.reset(self.steps)?;
-        let row =
-            ActionRow { scenario: self.scenario.name.clone(), applied, ..ActionRow::default() };
+        let row = ActionRow {
+            scenario: self.scenario.name.clone(),
+            applied,
+            site: site_values(&self.scenario),
+            ..ActionRow::default()
+        };
         let reward = Some(self.config.reward.worst());
         Ok(StepOutcome { state, reward, score: Some(0.0), is_cut: true, row })
     }
@@ -354,6 +358,7 @@ impl World {
             cpu_share: metrics.cpu_share,
             rss_bytes: metrics.rss_bytes,
             settings: self.settings,
+            site: self.envelope.site,
             ..ActionRow::default()
         }
     }
