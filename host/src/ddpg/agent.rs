@@ -272,6 +272,13 @@ impl Agent {
         Ok(())
     }
 
+    /// Forgets the returns that are still being collected and where the noise had drifted to: the
+    /// worlds that they belong to are gone.
+    pub fn begin_anew(&mut self) {
+        self.pending.clear();
+        self.noise = Noise::default();
+    }
+
     /// One gradient step on a random batch; `None` until the warm-up is over.
     ///
     /// In the order of the paper's algorithm: targets, critics, actor, soft update.

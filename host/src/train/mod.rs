@@ -24,8 +24,30 @@ const ANSWER_PERIOD: Duration = Duration::from_millis(100);
 /// # Errors
 /// Where the folder cannot be read or holds none.
 pub fn newest_checkpoint(dir: &Path) -> anyhow::Result<PathBuf> {
-    let entries =
-        std::fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
+    checkpoints(dir)?.pop().with_context(|| {
+        format!("{} holds no checkpoint; train without --resume first", dir.display())
+    })
+}
+
+/// Refuses a folder that holds the checkpoints of another run: the two would mix.
+///
+/// # Errors
+/// Where it holds one, or cannot be read.
+pub fn refuse_checkpoints(dir: &Path) -> anyhow::Result<()> {
+    if !dir.exists() {
+        return Ok(());
+    }
+    let Some(newest) = checkpoints(dir)?.pop() else { return Ok(()) };
+    anyhow::bail!(
+        "{} is of an earlier run; give --resume to go on with it, or another --out",
+        newest.display()
+    )
+}
+
+/// The checkpoints in `dir`, the one that saw the most last.
+fn checkpoints(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let entries = std::fs::read_dir(dir)
+        .with_context(|| format!("cannot read {}; choose another --out", dir.display()))?;
     let mut found: Vec<PathBuf> = entries
         .filter_map(|entry| Some(entry.ok()?.path()))
         .filter(|path| {
@@ -35,9 +57,7 @@ pub fn newest_checkpoint(dir: &Path) -> anyhow::Result<PathBuf> {
         .collect();
     // Zero-padded numbers: the order of names is the order of numbers.
     found.sort();
-    found.pop().with_context(|| {
-        format!("{} holds no checkpoint; train without --resume first", dir.display())
-    })
+    Ok(found)
 }
 
 /// How long a run is, and where it leaves its files.
@@ -47,9 +67,10 @@ pub struct TrainConfig {
     pub hyper: Hyper,
     /// Folder of the logs, checkpoints and the final agent.
     pub out: PathBuf,
-    /// Environment steps after which the run ends, of all environments together.
+    /// Environment steps after which the run ends, of all environments together and with those
+    /// that a resumed run has taken already.
     pub steps: u64,
-    /// Wall-clock time after which the run ends.
+    /// Wall-clock time after which the run ends; a resumed run has it anew.
     pub duration: Option<Duration>,
     /// Steps after which an episode ends.
     pub episode_steps: u64,
@@ -110,11 +131,15 @@ struct Run<'a> {
     logs: TrainLogs,
     seats: Vec<Seat>,
     started: Instant,
+    /// Seconds that the run took before it was resumed.
+    wall_s_before: f64,
     steps: u64,
     episodes_begun: u64,
     episodes: u64,
     losses: Vec<Losses>,
     scores: Vec<f64>,
+    /// Whether there is something that no checkpoint holds yet.
+    has_learnt: bool,
     /// Whether the user wants the run to end.
     interrupted: fn() -> bool,
 }
@@ -135,21 +160,34 @@ pub fn train(
 fn train_until(
     envs: Vec<Box<dyn Environment>>,
     config: &TrainConfig,
-    agent: Agent,
+    mut agent: Agent,
     interrupted: fn() -> bool,
 ) -> anyhow::Result<Trained> {
     std::fs::create_dir_all(&config.out)
         .with_context(|| format!("cannot create {}; choose another --out", config.out.display()))?;
-    let logs = TrainLogs::open(&config.out, config.resume)?;
+    let (logs, mut reached) = TrainLogs::open(&config.out, config.resume)?;
+    if config.resume {
+        agent.begin_anew();
+        // Where the logs were moved away, the checkpoint still knows.
+        reached.steps = reached.steps.max(agent.observed());
+    }
+    anyhow::ensure!(
+        reached.steps < config.steps,
+        "the run in {} has taken {} steps already; give a larger --steps",
+        config.out.display(),
+        reached.steps
+    );
     let mut run = Run {
         config,
         agent,
         logs,
         seats: vec![Seat::default(); envs.len()],
         started: Instant::now(),
-        steps: 0,
-        episodes_begun: 0,
-        episodes: 0,
+        wall_s_before: reached.wall_s,
+        steps: reached.steps,
+        episodes_begun: reached.episodes_begun,
+        episodes: reached.episodes,
+        has_learnt: false,
         losses: Vec::new(),
         scores: Vec::new(),
         interrupted,
@@ -196,6 +234,11 @@ impl Run<'_> {
         }
     }
 
+    /// Seconds since the start of the run, as the logs count them.
+    fn wall_s(&self) -> f64 {
+        self.wall_s_before + self.started.elapsed().as_secs_f64()
+    }
+
     fn begin_episode(&mut self, workers: &Workers, env: usize) {
         let episode = self.episodes_begun;
         self.episodes_begun += 1;
@@ -227,6 +270,7 @@ impl Run<'_> {
         outcome: StepOutcome,
     ) -> anyhow::Result<bool> {
         self.steps += 1;
+        self.has_learnt = true;
         self.remember(env, &outcome)?;
         for _ in 0..self.config.hyper.updates_per_step {
             if let Some(losses) = self.agent.update() {
@@ -234,7 +278,7 @@ impl Run<'_> {
             }
         }
         let row = ActionRow {
-            wall_s: self.started.elapsed().as_secs_f64(),
+            wall_s: self.wall_s(),
             step: self.steps,
             env,
             episode: self.seats[env].episode,
@@ -315,7 +359,7 @@ impl Run<'_> {
         let seat = env.map(|env| &self.seats[env]).cloned().unwrap_or_default();
         ProgressRow {
             step: self.steps,
-            wall_s: self.started.elapsed().as_secs_f64(),
+            wall_s: self.wall_s(),
             episode: self.episodes,
             env,
             scenario: seat.scenario,
@@ -335,7 +379,10 @@ impl Run<'_> {
     fn report(&self, row: &ActionRow) {
         let of = self.config.duration.map_or_else(
             || format!("{} of {} steps", row.step, self.config.steps),
-            |limit| format!("{:.0} of {} s, step {}", row.wall_s, limit.as_secs(), row.step),
+            |limit| {
+                let elapsed_s = self.started.elapsed().as_secs();
+                format!("{elapsed_s} of {} s, step {}", limit.as_secs(), row.step)
+            },
         );
         tracing::info!(
             env = row.env,
@@ -356,7 +403,7 @@ impl Run<'_> {
 
     /// Writes down what was learnt before the run ends with `error`.
     fn keep(&self, error: anyhow::Error) -> anyhow::Error {
-        if self.steps == 0 {
+        if !self.has_learnt {
             return error;
         }
         match self.checkpoint() {

@@ -143,3 +143,44 @@ fn a_lost_broker_ends_the_return() {
     let rewards: Vec<(f32, bool)> = trained.agent.replay_outcomes().collect();
     assert_eq!(rewards, [(0.5, false), (-1.0, true)]);
 }
+
+#[test]
+fn a_resumed_run_counts_on_and_does_not_mix_its_returns_with_the_old_ones() {
+    let dir = tempfile::tempdir().unwrap();
+    let hyper = Hyper { n_step: 3, ..hyper() };
+    let first = TrainConfig { steps: 6, hyper: hyper.clone(), ..config(dir.path()) };
+    let fresh = Agent::new(hyper, STATE, KNOB_COUNT, 1).unwrap();
+    train_until(envs(&[Does::Reward(0.5)]), &first, fresh, || false).unwrap();
+    let load = || Agent::load(&newest_checkpoint(dir.path()).unwrap()).unwrap();
+    assert_eq!(load().replay_count(), 4, "two returns are still being collected");
+
+    let again = TrainConfig { steps: 8, resume: true, ..first.clone() };
+    let script = [Does::Reward(-1.0)];
+    let trained = train_until(envs(&script), &again, load(), || false).unwrap();
+    assert_eq!((trained.steps, trained.agent.observed()), (8, 8));
+    let sums: Vec<f32> = trained.agent.replay_outcomes().map(|(reward, _)| reward).collect();
+    assert_eq!(sums.len(), 4, "{sums:?}");
+    let log = std::fs::read_to_string(dir.path().join("action_throughput_log.csv")).unwrap();
+    let column = |index: usize| -> Vec<&str> {
+        log.lines().skip(1).map(|line| line.split(',').nth(index).unwrap()).collect()
+    };
+    assert_eq!(column(1), ["1", "2", "3", "4", "5", "6", "7", "8"]);
+    assert_eq!(column(3), ["0", "0", "0", "0", "1", "1", "2", "2"]);
+    let seconds: Vec<f64> = column(0).iter().map(|text| text.parse().unwrap()).collect();
+    assert!(seconds.is_sorted(), "{seconds:?}");
+
+    let error = train_until(envs(&script), &again, load(), || false).unwrap_err().to_string();
+    assert!(error.contains("8 steps already; give a larger --steps"), "{error}");
+}
+
+#[test]
+fn another_runs_checkpoints_are_not_mixed_in() {
+    let dir = tempfile::tempdir().unwrap();
+    refuse_checkpoints(dir.path()).unwrap();
+    refuse_checkpoints(&dir.path().join("missing")).unwrap();
+    agent().save(&dir.path().join("checkpoint-00000000.safetensors"), false).unwrap();
+    let error = refuse_checkpoints(dir.path()).unwrap_err().to_string();
+    for word in ["checkpoint-00000000.safetensors", "--resume", "another --out"] {
+        assert!(error.contains(word), "{error}");
+    }
+}
