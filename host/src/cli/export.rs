@@ -56,16 +56,8 @@ impl ExportArgs {
     /// A checkpoint that cannot be used, or a file that cannot be written.
     pub(crate) fn run(&self) -> Result<Answer> {
         let agent = Agent::load(&self.checkpoint)?;
-        let schema = [Schema::Edge, Schema::Seed5]
-            .into_iter()
-            .find(|schema| schema.len() == agent.state_dim())
-            .with_context(|| {
-                format!(
-                    "{}: its states have {} features, which is no schema of this program",
-                    self.checkpoint.display(),
-                    agent.state_dim()
-                )
-            })?;
+        let schema = schema_of(agent.state_dim())
+            .with_context(|| format!("{} cannot be exported", self.checkpoint.display()))?;
         let about = About {
             schema,
             tuned: KnobSet::tuned_by_default(),
@@ -95,6 +87,17 @@ impl ExportArgs {
         let is_close = exported.deviation_steps_max <= DEVIATION_STEPS_MAX;
         Ok(if is_close { Answer::Yes } else { Answer::No })
     }
+}
+
+/// The schema of states of that length.
+///
+/// # Errors
+/// Where there is none.
+pub(super) fn schema_of(state_dim: usize) -> Result<Schema> {
+    let mut schemas = [Schema::Edge, Schema::Seed5].into_iter();
+    schemas.find(|schema| schema.len() == state_dim).with_context(|| {
+        format!("its states have {state_dim} features, which is no schema of this program")
+    })
 }
 
 /// Say what a model file holds.

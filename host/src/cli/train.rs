@@ -1,5 +1,6 @@
 //! `host train`.
 
+use super::export::schema_of;
 use super::hyper::{HyperArgs, Preset};
 use super::options::{self, BrokerOptions};
 use super::{Answer, print};
@@ -9,7 +10,6 @@ use crate::env::Environment;
 use crate::env::broker::{BrokerEnv, BrokerEnvConfig};
 use crate::export::{About, export};
 use crate::reward::{DeadlinePrices, RewardKind, SeedWeights};
-use crate::scenario::Scenario;
 use crate::train::{TrainConfig, Trained, train};
 use anyhow::{Context as _, Result, bail};
 use brokertuner_core::features::Schema;
@@ -17,7 +17,6 @@ use brokertuner_core::{KNOB_COUNT, KnobSet};
 use clap::ValueEnum;
 use serde::Serialize;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// Where to train.
@@ -57,6 +56,9 @@ impl From<SchemaName> for Schema {
     }
 }
 
+/// Seed of a run that is given none.
+const DEFAULT_SEED: u64 = 1;
+
 /// Train a policy on real brokers.
 ///
 /// Leaves progress.csv, action_throughput_log.csv, checkpoints, the final agent and model.btm in
@@ -69,10 +71,10 @@ pub(crate) struct TrainArgs {
     /// Where to train.
     #[arg(long, value_enum, default_value_t)]
     env: EnvKind,
-    /// Environment steps after which training ends.
+    /// Environment steps after which training ends, with those before --resume.
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..))]
     steps: u64,
-    /// Seconds after which training on real brokers ends.
+    /// Seconds after which training on real brokers ends; --resume has them anew.
     #[arg(long, default_value_t = 1800, value_parser = clap::value_parser!(u64).range(1..))]
     duration_s: u64,
     /// Steps of an episode.
@@ -84,21 +86,21 @@ pub(crate) struct TrainArgs {
     /// Brokers at once. Loads that need a core for themselves want 1.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
     parallel: u8,
-    /// Seed of all random choices.
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
+    /// Seed of all random choices; default: 1, or that of the run that is resumed.
+    #[arg(long)]
+    seed: Option<u64>,
     /// Folder of logs, checkpoints and model.
     #[arg(long, value_name = "DIR", default_value = "runs/train")]
     out: PathBuf,
-    /// Go on from the newest checkpoint in --out.
+    /// Go on from the newest checkpoint in --out, with its hyperparameters, schema and seed.
     #[arg(long)]
     resume: bool,
-    /// Starting point of the hyperparameters.
-    #[arg(long, value_enum, default_value_t)]
-    preset: Preset,
-    /// The state vector.
-    #[arg(long, value_enum, default_value_t)]
-    schema: SchemaName,
+    /// Starting point of the hyperparameters; default: default.
+    #[arg(long, value_enum)]
+    preset: Option<Preset>,
+    /// The state vector; default: edge.
+    #[arg(long, value_enum)]
+    schema: Option<SchemaName>,
     /// What a step is worth.
     #[arg(long, value_enum, default_value_t)]
     reward: RewardName,
@@ -148,22 +150,37 @@ impl TrainArgs {
     /// Options that do not fit, a broker that cannot be found, files that cannot be written.
     pub(crate) fn run(&self) -> Result<Answer> {
         let EnvKind::Broker = self.env;
-        let hyper = self.hyper.over(self.preset.hyper());
-        hyper.validate()?;
         let reward = self.reward()?;
+        let (agent, schema) = self.agent()?;
+        // A resumed run has those of its checkpoint, whatever the defaults are now.
+        let hyper = agent.hyper().clone();
         let mosquitto = self.broker.find()?;
         let scenarios = options::scenarios(&self.scenarios)?;
-        let capacity = options::capacity(&mosquitto, &scenarios, self.seed)?;
+        let capacity = options::capacity(&mosquitto, &scenarios, agent.seed())?;
         tracing::info!(
-            seed = self.seed,
+            seed = agent.seed(),
             out = %self.out.display(),
             duration_s = self.duration_s,
             steps = self.steps,
             mosquitto = %mosquitto.version(),
             "training"
         );
-        let envs = self.envs(&mosquitto, &scenarios, &hyper, reward, capacity)?;
-        let agent = self.agent(&hyper)?;
+        let envs = (0..usize::from(self.parallel))
+            .map(|index| {
+                let env = BrokerEnv::new(BrokerEnvConfig {
+                    mosquitto: mosquitto.clone(),
+                    scenarios: scenarios.clone(),
+                    index,
+                    step: Duration::from_secs_f64(hyper.step_s),
+                    schema,
+                    reward,
+                    seed: agent.seed(),
+                    capacity_msgs_per_s: capacity,
+                    allow_uncapped: self.broker.allow_uncapped,
+                })?;
+                Ok(Box::new(env) as Box<dyn Environment>)
+            })
+            .collect::<Result<_>>()?;
         let config = TrainConfig {
             hyper,
             out: self.out.clone(),
@@ -175,33 +192,7 @@ impl TrainArgs {
             resume: self.resume,
         };
         let trained = train(envs, &config, agent)?;
-        self.report(&trained, &config, &mosquitto)
-    }
-
-    fn envs(
-        &self,
-        mosquitto: &Mosquitto,
-        scenarios: &[Arc<Scenario>],
-        hyper: &Hyper,
-        reward: RewardKind,
-        capacity_msgs_per_s: Option<f64>,
-    ) -> Result<Vec<Box<dyn Environment>>> {
-        (0..usize::from(self.parallel))
-            .map(|index| {
-                let env = BrokerEnv::new(BrokerEnvConfig {
-                    mosquitto: mosquitto.clone(),
-                    scenarios: scenarios.to_vec(),
-                    index,
-                    step: Duration::from_secs_f64(hyper.step_s),
-                    schema: self.schema.into(),
-                    reward,
-                    seed: self.seed,
-                    capacity_msgs_per_s,
-                    allow_uncapped: self.broker.allow_uncapped,
-                })?;
-                Ok(Box::new(env) as Box<dyn Environment>)
-            })
-            .collect()
+        self.report(&trained, &config, schema, &mosquitto)
     }
 
     /// The reward with its prices or weights, which are checked before anything starts.
@@ -228,25 +219,56 @@ impl TrainArgs {
         Ok(kind)
     }
 
-    fn agent(&self, hyper: &Hyper) -> Result<Agent> {
-        let schema = Schema::from(self.schema);
+    /// A fresh agent, or that of the newest checkpoint, with the schema of its states.
+    fn agent(&self) -> Result<(Agent, Schema)> {
         if self.resume {
-            let newest = crate::train::newest_checkpoint(&self.out)?;
-            tracing::info!(checkpoint = %newest.display(), "resuming");
-            return Ok(Agent::load(&newest)?);
+            return self.resumed();
         }
-        Ok(Agent::new(hyper.clone(), schema.len(), KNOB_COUNT, self.seed)?)
+        let hyper = self.hyper.over(self.preset.unwrap_or_default().hyper());
+        let schema = Schema::from(self.schema.unwrap_or_default());
+        let seed = self.seed.unwrap_or(DEFAULT_SEED);
+        let agent = Agent::new(hyper, schema.len(), KNOB_COUNT, seed)?;
+        crate::train::refuse_checkpoints(&self.out)?;
+        Ok((agent, schema))
+    }
+
+    /// The newest checkpoint; what is asked for beside it must be what it was trained with.
+    fn resumed(&self) -> Result<(Agent, Schema)> {
+        let newest = crate::train::newest_checkpoint(&self.out)?;
+        tracing::info!(checkpoint = %newest.display(), "resuming");
+        let agent = Agent::load(&newest)?;
+        let name = newest.display();
+        let schema = schema_of(agent.state_dim())
+            .with_context(|| format!("{name} cannot be resumed; begin anew with another --out"))?;
+        let hyper = agent.hyper();
+        let wanted = self.hyper.over(self.preset.map_or_else(|| hyper.clone(), Preset::hyper));
+        let mut faults = differing(hyper, &wanted)?;
+        if let Some(seed) = self.seed.filter(|seed| *seed != agent.seed()) {
+            faults.push(format!("seed is {}, not {seed}", agent.seed()));
+        }
+        if self.schema.is_some_and(|wanted| Schema::from(wanted) != schema) {
+            faults.push(format!("schema is {schema:?}"));
+        }
+        if faults.is_empty() {
+            return Ok((agent, schema));
+        }
+        bail!(
+            "{name} was trained otherwise: {}; leave these options (or --preset) out to go on with \
+             it, or begin anew with another --out",
+            faults.join(", ")
+        )
     }
 
     fn report(
         &self,
         trained: &Trained,
         config: &TrainConfig,
+        schema: Schema,
         mosquitto: &Mosquitto,
     ) -> Result<Answer> {
         let path = self.out.join("model.btm");
         let about = About {
-            schema: self.schema.into(),
+            schema,
             tuned: config.tuned,
             scenarios: self.scenarios.join(" "),
             broker_versions: mosquitto.version().to_string(),
@@ -255,7 +277,7 @@ impl TrainArgs {
         let deviation = export(&trained.agent, &about, &path)?;
         let summary = Summary {
             version: 1,
-            seed: self.seed,
+            seed: trained.agent.seed(),
             steps: trained.steps,
             episodes: trained.episodes,
             ended: trained.ended,
@@ -280,6 +302,19 @@ impl TrainArgs {
         })?;
         Ok(Answer::Yes)
     }
+}
+
+/// Names of the hyperparameters in which a checkpoint is not as wanted, with its values.
+fn differing(hyper: &Hyper, wanted: &Hyper) -> Result<Vec<String>> {
+    let (hyper, wanted) = (serde_json::to_value(hyper)?, serde_json::to_value(wanted)?);
+    let fields = hyper.as_object().into_iter().flatten();
+    let others = fields.filter(|(name, value)| wanted.get(name.as_str()) != Some(*value));
+    Ok(others
+        .map(|(name, value)| {
+            let wanted = wanted.get(name).cloned().unwrap_or_default();
+            format!("{name} is {value}, not {wanted}")
+        })
+        .collect())
 }
 
 #[cfg(test)]
@@ -323,7 +358,54 @@ mod tests {
                 assert!(message.contains(word), "{args:?}: {message}");
             }
         }
-        let sound = refusal(&["--reward", "seed", "--weights", "-1,1,1,1", "--hidden", "8,8"]);
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("fresh").display().to_string();
+        let sound = refusal(&[
+            "--out",
+            &out,
+            "--reward",
+            "seed",
+            "--weights",
+            "-1,1,1,1",
+            "--hidden",
+            "8,8",
+        ]);
         assert!(sound.contains("/nonexistent/mosquitto"), "{sound}");
+    }
+
+    /// What `host train --out DIR` with more options says where DIR holds a checkpoint of a
+    /// `--preset seed --gamma 0.9 --seed 7` run.
+    fn refusal_beside_checkpoint(args: &[&str]) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        let hyper = Hyper { gamma: 0.9, ..Hyper::seed() };
+        let agent = Agent::new(hyper, Schema::Edge.len(), KNOB_COUNT, 7).unwrap();
+        agent.save(&dir.path().join("checkpoint-00000000.safetensors"), false).unwrap();
+        let out = dir.path().display().to_string();
+        refusal(&[&["--out", &out], args].concat())
+    }
+
+    #[test]
+    fn a_resumed_run_is_that_of_its_checkpoint() {
+        for (args, words) in [
+            (&[][..], &["checkpoint-00000000.safetensors", "--resume", "another --out"][..]),
+            (&["--resume", "--gamma", "0.5"], &["gamma is 0.9, not 0.5", "another --out"]),
+            (&["--resume", "--step-s", "5"], &["step_s is 1.0, not 5.0"]),
+            (&["--resume", "--preset", "demo"], &["batch is 128, not 64", "--preset"]),
+            (&["--resume", "--seed", "8"], &["seed is 7, not 8"]),
+            (&["--resume", "--schema", "seed5"], &["schema is Edge"]),
+        ] {
+            let message = refusal_beside_checkpoint(args);
+            for word in words {
+                assert!(message.contains(word), "{args:?}: {message}");
+            }
+        }
+        for args in [
+            &["--resume"][..],
+            &["--resume", "--step-s", "1", "--seed", "7", "--schema", "edge"],
+            &["--resume", "--preset", "seed", "--gamma", "0.9"],
+        ] {
+            let message = refusal_beside_checkpoint(args);
+            assert!(message.contains("/nonexistent/mosquitto"), "{args:?}: {message}");
+        }
     }
 }
