@@ -200,7 +200,7 @@ impl Log {
         file.seek(SeekFrom::End(0)).map_err(io)?;
         let writer = csv::WriterBuilder::new().has_headers(false).from_writer(file);
         let mut log = Log { path: path.to_owned(), writer };
-        let mut reader = csv::Reader::from_reader(text[..whole].as_bytes());
+        let mut reader = csv::Reader::from_reader(&text.as_bytes()[..whole]);
         if whole == 0 {
             log.record(columns)?;
         } else if reader.headers().map_err(|source| log.csv(source))? != columns {
