@@ -8,7 +8,7 @@ use brokertuner_core::KnobSet;
 use brokertuner_core::features::Schema;
 use brokertuner_core::model::Model;
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Largest file that is read as a model.
 const MODEL_BYTES_MAX: u64 = 16 << 20;
@@ -89,6 +89,17 @@ impl ExportArgs {
     }
 }
 
+/// The bytes of a model file, if it is not too long for one.
+///
+/// # Errors
+/// Where it cannot be read.
+pub(super) fn read_model(path: &Path) -> Result<Vec<u8>> {
+    let name = path.display();
+    let size = std::fs::metadata(path).with_context(|| format!("cannot read {name}"))?.len();
+    anyhow::ensure!(size <= MODEL_BYTES_MAX, "{name}: {size} bytes are too many for a model");
+    std::fs::read(path).with_context(|| format!("cannot read {name}"))
+}
+
 /// The schema of states of that length.
 ///
 /// # Errors
@@ -136,10 +147,7 @@ impl InspectArgs {
     /// A file that is no model; the message says what does not fit.
     pub(crate) fn run(&self) -> Result<Answer> {
         let name = self.model.display();
-        let size =
-            std::fs::metadata(&self.model).with_context(|| format!("cannot read {name}"))?.len();
-        anyhow::ensure!(size <= MODEL_BYTES_MAX, "{name}: {size} bytes are too many for a model");
-        let bytes = std::fs::read(&self.model).with_context(|| format!("cannot read {name}"))?;
+        let bytes = read_model(&self.model)?;
         let model = Model::read(&bytes).with_context(|| format!("{name} cannot be used"))?;
         let parts = model.parts();
         let card = &parts.card;

@@ -4,7 +4,7 @@ use super::adam::{Adam, narrow, polyak};
 use super::hyper::INERTIA_WIDTH;
 use super::net::{Mlp, Tape, row_sum, tanh, tanh_into};
 use super::noise::Noise;
-use super::normaliser::Normaliser;
+use super::normaliser::{InputScale, Normaliser};
 use super::quantise::snap;
 use super::replay::{Pending, Replay, Transition, collect, cut};
 use super::{DdpgError, Hyper};
@@ -137,6 +137,17 @@ impl Agent {
             updates: 0,
             hyper,
         })
+    }
+
+    /// Replaces what it knows of its features, for an agent that is to act before it has observed
+    /// anything: it would ignore every feature otherwise.
+    ///
+    /// # Errors
+    /// [`DdpgError::Length`]; nothing has changed then.
+    pub fn set_input_scales(&mut self, scales: &[InputScale]) -> Result<(), DdpgError> {
+        DdpgError::check_length("input scales", scales.len(), self.state_dim)?;
+        self.normaliser = Normaliser::of_scales(scales);
+        Ok(())
     }
 
     /// Its hyperparameters.
