@@ -96,6 +96,9 @@ impl EvaluateArgs {
     /// # Errors
     /// Options that do not fit, a broker or file that cannot be used.
     pub(crate) fn run(&self) -> Result<Answer> {
+        if self.json {
+            crate::progress::hide();
+        }
         let mosquitto = self.broker.find()?;
         let scenarios = self.loads()?;
         let dir = tempfile::tempdir().context("cannot make a folder for untrained models")?;

@@ -150,6 +150,9 @@ impl TrainArgs {
     /// Options that do not fit, a broker that cannot be found, files that cannot be written.
     pub(crate) fn run(&self) -> Result<Answer> {
         let EnvKind::Broker = self.env;
+        if self.json {
+            crate::progress::hide();
+        }
         let reward = self.reward()?;
         let (agent, schema) = self.agent()?;
         // A resumed run has those of its checkpoint, whatever the defaults are now.

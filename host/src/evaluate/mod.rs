@@ -15,6 +15,7 @@ pub use table::{Summary, losses, mean_and_sd, summarise, text};
 pub use untrained::Architecture;
 
 use crate::broker::Mosquitto;
+use crate::progress::Progress;
 use crate::scenario::Scenario;
 use crate::trial::{Profile, Setter, Trial};
 use anyhow::Context as _;
@@ -87,6 +88,15 @@ pub enum Done {
     Partly,
 }
 
+/// An evaluation that goes on.
+struct Progressing<'a> {
+    journal: &'a mut Journal,
+    progress: Progress,
+    started: Instant,
+    /// Measurements made since then.
+    measured: u64,
+}
+
 /// What came of trying the random settings.
 enum Choice {
     Best(Settings),
@@ -101,14 +111,14 @@ enum Choice {
 /// # Errors
 /// As [`EvaluateConfig::check`]; a trial that cannot be run, or a result that cannot be written.
 pub fn evaluate(config: &EvaluateConfig, journal: &mut Journal) -> anyhow::Result<Done> {
-    config.check(journal)?;
-    let started = Instant::now();
+    let progress = Progress::new(config.check(journal)?);
+    let mut run = Progressing { journal, progress, started: Instant::now(), measured: 0 };
     for repeat in 0..config.repeats {
         for scenario in &config.scenarios {
             for arm in &config.arms {
                 let mut best = None;
                 if matches!(arm, Arm::Random) {
-                    match config.best_random(journal, started, scenario)? {
+                    match config.best_random(&mut run, scenario)? {
                         Choice::Best(settings) => best = Some(settings),
                         Choice::TimeIsUp => return Ok(Done::Partly),
                         Choice::None => {
@@ -122,7 +132,7 @@ pub fn evaluate(config: &EvaluateConfig, journal: &mut Journal) -> anyhow::Resul
                     }
                 }
                 for unit in config.units(scenario, arm, repeat, best)? {
-                    if !config.measure_missing(journal, started, &unit)? {
+                    if !config.measure_missing(&mut run, &unit)? {
                         return Ok(Done::Partly);
                     }
                 }
@@ -133,12 +143,14 @@ pub fn evaluate(config: &EvaluateConfig, journal: &mut Journal) -> anyhow::Resul
 }
 
 impl EvaluateConfig {
-    /// Holds everything that is to be measured against what the journal has.
+    /// Holds everything that is to be measured against what the journal has. Answers how many
+    /// measurements are missing.
     ///
     /// # Errors
     /// [`Differs`] where the two do not belong into one table; two scenarios of one name; a model
     /// that cannot be read.
-    pub fn check(&self, journal: &Journal) -> anyhow::Result<()> {
+    pub fn check(&self, journal: &Journal) -> anyhow::Result<u64> {
+        let mut missing = 0;
         for (index, scenario) in self.scenarios.iter().enumerate() {
             anyhow::ensure!(
                 self.scenarios[..index].iter().all(|earlier| earlier.name != scenario.name),
@@ -152,16 +164,17 @@ impl EvaluateConfig {
                     // Which random settings are best is not known yet, and follows from the tries.
                     let best = Some(Settings::UNWRITTEN);
                     let mut units = self.units(scenario, arm, repeat, best)?;
-                    if matches!(arm, Arm::Random) {
+                    if repeat == 0 && matches!(arm, Arm::Random) {
                         units.extend(self.tries(scenario).map(|(unit, _)| unit));
                     }
                     for Unit { key, identity, file, .. } in &units {
                         journal.check(key, identity, file.as_deref())?;
+                        missing += u64::from(journal.find(key).is_none());
                     }
                 }
             }
         }
-        Ok(())
+        Ok(missing)
     }
 
     /// The measurements of one arm in one repeat; `best` are the settings that the `random` arm
@@ -247,16 +260,15 @@ impl EvaluateConfig {
     /// The best of the random settings by one run each that counts.
     fn best_random(
         &self,
-        journal: &mut Journal,
-        started: Instant,
+        run: &mut Progressing<'_>,
         scenario: &Arc<Scenario>,
     ) -> anyhow::Result<Choice> {
         let mut best: Option<(f64, Settings)> = None;
         for (unit, settings) in self.tries(scenario) {
-            if !self.measure_missing(journal, started, &unit)? {
+            if !self.measure_missing(run, &unit)? {
                 return Ok(Choice::TimeIsUp);
             }
-            let score = journal.find(&unit.key).and_then(Record::counted_score);
+            let score = run.journal.find(&unit.key).and_then(Record::counted_score);
             if let Some(score) = score.filter(|score| best.is_none_or(|(most, _)| *score > most)) {
                 best = Some((score, settings));
             }
@@ -265,21 +277,18 @@ impl EvaluateConfig {
     }
 
     /// Measures a unit that the journal does not have. Answers false where the time is up.
-    fn measure_missing(
-        &self,
-        journal: &mut Journal,
-        started: Instant,
-        unit: &Unit<'_>,
-    ) -> anyhow::Result<bool> {
-        if journal.find(&unit.key).is_some() {
+    fn measure_missing(&self, run: &mut Progressing<'_>, unit: &Unit<'_>) -> anyhow::Result<bool> {
+        if run.journal.find(&unit.key).is_some() {
             return Ok(true);
         }
-        if self.duration.is_some_and(|limit| started.elapsed() >= limit) {
+        if self.duration.is_some_and(|limit| run.started.elapsed() >= limit) {
             return Ok(false);
         }
+        run.progress.set(run.measured, format!("{} with {}", unit.key.scenario, unit.key.arm));
         // A file may have been replaced since the start: hours may lie between.
-        journal.check(&unit.key, &unit.identity, unit.file.as_deref())?;
-        journal.append(measure(self, unit)?)?;
+        run.journal.check(&unit.key, &unit.identity, unit.file.as_deref())?;
+        run.journal.append(measure(self, unit)?)?;
+        run.measured += 1;
         Ok(true)
     }
 }

@@ -91,6 +91,8 @@ fn what_was_measured_is_not_measured_again() {
     assert_eq!(journal.records().len(), lines);
     assert_eq!(journal.capacity_msgs_per_s(), Some(5000.0));
     let more = EvaluateConfig { repeats: 2, ..config };
+    // The default, the file and the best random settings once more; not the tries.
+    assert_eq!(more.check(&journal).unwrap(), 3);
     assert_eq!(evaluate(&more, &mut journal).unwrap(), Done::Partly);
 }
 
@@ -135,7 +137,9 @@ fn a_void_try_is_not_the_best() {
         ("c", [(0.0, true), (0.0, false), (0.0, true)], Some(settings[1])),
     ] {
         let mut journal = measured(&config, &dir.path().join(name), &tries);
-        let chosen = match config.best_random(&mut journal, Instant::now(), scenario).unwrap() {
+        let (journal, started) = (&mut journal, Instant::now());
+        let mut run = Progressing { journal, progress: Progress::new(0), started, measured: 0 };
+        let chosen = match config.best_random(&mut run, scenario).unwrap() {
             Choice::Best(settings) => Some(settings),
             Choice::None => None,
             Choice::TimeIsUp => panic!("nothing was to be measured"),

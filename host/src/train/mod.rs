@@ -7,6 +7,7 @@ mod worker;
 use crate::ddpg::{Agent, Hyper, Losses, Transition};
 use crate::env::{Environment, StepOutcome};
 use crate::logs::{ActionRow, LOST, ProgressRow, TrainLogs};
+use crate::progress::Progress;
 use anyhow::Context as _;
 use brokertuner_core::{KNOB_COUNT, KnobSet, quantise_action};
 use std::path::{Path, PathBuf};
@@ -18,6 +19,8 @@ const CHECKPOINT: &str = "checkpoint-";
 const EXTENSION: &str = "safetensors";
 /// How often the trainer looks at the clock and for an interrupt.
 const ANSWER_PERIOD: Duration = Duration::from_millis(100);
+/// Positions of the progress bar.
+const PROGRESS_LENGTH: u64 = 1000;
 
 /// The checkpoint in `dir` that saw the most.
 ///
@@ -133,6 +136,8 @@ struct Run<'a> {
     started: Instant,
     /// Seconds that the run took before it was resumed.
     wall_s_before: f64,
+    /// Steps that it took before.
+    steps_before: u64,
     steps: u64,
     episodes_begun: u64,
     episodes: u64,
@@ -184,6 +189,7 @@ fn train_until(
         seats: vec![Seat::default(); envs.len()],
         started: Instant::now(),
         wall_s_before: reached.wall_s,
+        steps_before: reached.steps,
         steps: reached.steps,
         episodes_begun: reached.episodes_begun,
         episodes: reached.episodes,
@@ -206,7 +212,9 @@ impl Run<'_> {
         for env in 0..workers.len() {
             self.begin_episode(workers, env);
         }
+        let progress = Progress::new(PROGRESS_LENGTH);
         loop {
+            self.show(&progress);
             if (self.interrupted)() {
                 return Ok(Ended::Interrupted);
             }
@@ -376,14 +384,35 @@ impl Run<'_> {
         }
     }
 
-    fn report(&self, row: &ActionRow) {
-        let of = self.config.duration.map_or_else(
-            || format!("{} of {} steps", row.step, self.config.steps),
+    /// How far the run is, by whichever of steps and time ends it first.
+    fn show(&self, progress: &Progress) {
+        let by_steps = (self.steps - self.steps_before) as f64
+            / (self.config.steps - self.steps_before).max(1) as f64;
+        let by_time = self.config.duration.map_or(0.0, |limit| {
+            self.started.elapsed().as_secs_f64() / limit.as_secs_f64().max(f64::MIN_POSITIVE)
+        });
+        #[allow(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "the cast saturates, and the length is small"
+        )]
+        let position = (by_steps.max(by_time).min(1.0) * PROGRESS_LENGTH as f64) as u64;
+        progress.set(position, self.so_far());
+    }
+
+    /// Steps taken, of those or of the time that the run has.
+    fn so_far(&self) -> String {
+        self.config.duration.map_or_else(
+            || format!("{} of {} steps", self.steps, self.config.steps),
             |limit| {
                 let elapsed_s = self.started.elapsed().as_secs();
-                format!("{elapsed_s} of {} s, step {}", limit.as_secs(), row.step)
+                format!("{elapsed_s} of {} s, step {}", limit.as_secs(), self.steps)
             },
-        );
+        )
+    }
+
+    fn report(&self, row: &ActionRow) {
+        let of = self.so_far();
         tracing::info!(
             env = row.env,
             scenario = row.scenario,
