@@ -137,7 +137,7 @@ struct Summary {
     steps: u64,
     episodes: u64,
     ended: crate::train::Ended,
-    score_mean_last_quarter: f64,
+    score_mean_last_quarter: Option<f64>,
     model: PathBuf,
     deviation_steps_max: f64,
     deviation_steps_mean: f64,
@@ -275,7 +275,7 @@ impl TrainArgs {
             tuned: config.tuned,
             scenarios: self.scenarios.join(" "),
             broker_versions: mosquitto.version().to_string(),
-            scores: format!("training, last quarter: {:.3}", trained.score_mean_last_quarter),
+            scores: format!("training, last quarter: {}", score(trained.score_mean_last_quarter)),
         };
         let deviation = export(&trained.agent, &about, &path)?;
         let summary = Summary {
@@ -293,11 +293,11 @@ impl TrainArgs {
             serde_json::to_string_pretty(&summary)? + "\n"
         } else {
             format!(
-                "{} steps, {} episodes, seed {}; mean score of the last quarter {:.3}\n{} (int8 against f32: largest deviation {:.3}/127, mean {:.3}/127)\n",
+                "{} steps, {} episodes, seed {}; mean score of the last quarter {}\n{} (int8 against f32: largest deviation {:.3}/127, mean {:.3}/127)\n",
                 summary.steps,
                 summary.episodes,
                 summary.seed,
-                summary.score_mean_last_quarter,
+                score(summary.score_mean_last_quarter),
                 summary.model.display(),
                 summary.deviation_steps_max,
                 summary.deviation_steps_mean
@@ -305,6 +305,11 @@ impl TrainArgs {
         })?;
         Ok(Answer::Yes)
     }
+}
+
+/// A score for people.
+fn score(score: Option<f64>) -> String {
+    score.map_or_else(|| "unknown (no step has one)".to_owned(), |score| format!("{score:.3}"))
 }
 
 /// Names of the hyperparameters in which a checkpoint is not as wanted, with its values.

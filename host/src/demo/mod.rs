@@ -242,7 +242,7 @@ impl<'a> Demo<'a> {
             parallel: self.args.parallel,
             train_s: self.args.train_s,
             train_steps: trained.steps,
-            train_score_mean_last_quarter: trained.score_mean_last_quarter,
+            train_score_mean_last_quarter: trained.score_mean_last_quarter.unwrap_or(0.0),
             deviation_steps_max: deviation.max_steps,
             deviation_steps_mean: deviation.mean_steps,
             wall_s: self.started.elapsed().as_secs_f64(),

@@ -107,8 +107,8 @@ pub struct Trained {
     pub steps: u64,
     /// Episodes finished.
     pub episodes: u64,
-    /// Mean score of the last quarter of the steps.
-    pub score_mean_last_quarter: f64,
+    /// Mean score of the last quarter of the steps that have one; `None` where none has.
+    pub score_mean_last_quarter: Option<f64>,
     /// Why it ended.
     pub ended: Ended,
 }
@@ -360,9 +360,9 @@ impl Run<'_> {
 
     fn progress_row(&mut self, env: Option<usize>) -> ProgressRow {
         let losses = std::mem::take(&mut self.losses);
-        let mean = |of: fn(&Losses) -> Option<f32>| {
+        let mean_of = |of: fn(&Losses) -> Option<f32>| {
             let values: Vec<f64> = losses.iter().filter_map(of).map(f64::from).collect();
-            values.iter().sum::<f64>() / values.len().max(1) as f64
+            mean(&values).unwrap_or(0.0)
         };
         let seat = env.map(|env| &self.seats[env]).cloned().unwrap_or_default();
         ProgressRow {
@@ -375,9 +375,9 @@ impl Run<'_> {
             episode_return: seat.episode_return,
             episode_score_mean: (seat.episode_scored > 0)
                 .then(|| seat.episode_score_sum / seat.episode_scored as f64),
-            critic_loss: mean(|loss| Some(loss.critic)),
-            actor_loss: mean(|loss| loss.actor.map(|actor| actor.loss)),
-            q_mean: mean(|loss| Some(loss.q_mean)),
+            critic_loss: mean_of(|loss| Some(loss.critic)),
+            actor_loss: mean_of(|loss| loss.actor.map(|actor| actor.loss)),
+            q_mean: mean_of(|loss| Some(loss.q_mean)),
             noise_sigma: self.config.hyper.sigma(self.agent.observed()),
             replay_count: self.agent.replay_count(),
             updates: self.agent.updates(),
@@ -452,9 +452,14 @@ impl Run<'_> {
         Ok(Trained {
             steps: self.steps,
             episodes: self.episodes,
-            score_mean_last_quarter: last.iter().sum::<f64>() / last.len().max(1) as f64,
+            score_mean_last_quarter: mean(last),
             agent: self.agent,
             ended,
         })
     }
+}
+
+/// The mean; `None` of nothing.
+fn mean(values: &[f64]) -> Option<f64> {
+    (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
 }

@@ -132,6 +132,15 @@ fn a_step_without_a_score_is_not_learnt_as_a_total_loss() {
     let progress = std::fs::read_to_string(dir.path().join("progress.csv")).unwrap();
     let row = progress.lines().nth(1).unwrap();
     assert_eq!(row.split(',').nth(7), Some("0.5"), "{row}");
+    assert_eq!(trained.score_mean_last_quarter, Some(0.5));
+}
+
+#[test]
+fn a_run_without_any_score_has_no_mean() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = TrainConfig { steps: 2, ..config(dir.path()) };
+    let trained = train_until(envs(&[Does::Void]), &config, agent(), || false).unwrap();
+    assert_eq!(trained.score_mean_last_quarter, None);
 }
 
 #[test]
