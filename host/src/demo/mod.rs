@@ -8,6 +8,7 @@ use crate::cli::{Answer, print};
 use crate::ddpg::{Agent, Deviation, Hyper};
 use crate::env::Environment;
 use crate::env::broker::{BrokerEnv, BrokerEnvConfig};
+use crate::evaluate::Architecture;
 use crate::export::{About, export};
 use crate::reward::{DeadlinePrices, RewardKind};
 use crate::scenario::Scenario;
@@ -104,14 +105,11 @@ impl<'a> Demo<'a> {
 
     fn run(&self) -> Result<Report> {
         self.say(&format!(
-            "1/4 measuring {} with Mosquitto {}'s defaults and with an untrained actor",
+            "1/4 measuring {} with Mosquitto {}'s defaults",
             SCENARIOS.join(" and "),
             self.mosquitto.version()
         ));
-        let untrained = self.args.out.join("untrained.btm");
-        export(&self.agent()?, &self.about("untrained"), &untrained)?;
         let default = self.measure(&Setter::Fixed(Settings::UNWRITTEN))?;
-        let untrained = self.measure(&self.edge_with(untrained))?;
         self.say(&format!(
             "2/4 training on {} real brokers for {} s",
             self.args.parallel, self.args.train_s
@@ -124,8 +122,13 @@ impl<'a> Demo<'a> {
             model.display(),
             deviation.max_steps
         ));
-        let tuned = self.measure(&self.edge_with(model))?;
-        self.say("4/4 report");
+        let tuned = self.measure(&self.edge_with(model.clone()))?;
+        self.say("4/4 the same with an untrained actor");
+        // It sees its input as the trained one does: only the weights differ.
+        let untrained = self.args.out.join("untrained.btm");
+        let actor = Architecture::of_model(&model)?.untrained(self.args.seed)?;
+        export(&actor, &self.about("untrained"), &untrained)?;
+        let untrained = self.measure(&self.edge_with(untrained))?;
         self.report([default, untrained, tuned], &trained, deviation)
     }
 
@@ -236,7 +239,7 @@ impl<'a> Demo<'a> {
             parallel: self.args.parallel,
             train_s: self.args.train_s,
             train_steps: trained.steps,
-            train_score_mean_last_quarter: trained.score_mean_last_quarter,
+            train_score_mean_last_quarter: trained.score_mean_last_quarter.unwrap_or(0.0),
             deviation_steps_max: deviation.max_steps,
             deviation_steps_mean: deviation.mean_steps,
             wall_s: self.started.elapsed().as_secs_f64(),

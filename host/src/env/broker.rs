@@ -87,10 +87,10 @@ impl BrokerEnv {
     fn recover(&mut self, applied: &'static str) -> anyhow::Result<StepOutcome> {
         tracing::warn!(env = self.config.index, "the broker ended; a new one is started");
         // The load that the step was lost under.
-        let scenario = self.scenario.name.clone();
+        let (scenario, site) = (self.scenario.name.clone(), site_values(&self.scenario));
         let state = self.reset(self.episode)?;
-        let row = ActionRow { scenario, applied, ..ActionRow::default() };
-        let reward = self.config.reward.worst();
+        let row = ActionRow { scenario, applied, site, ..ActionRow::default() };
+        let reward = Some(self.config.reward.worst());
         Ok(StepOutcome { state, reward, score: Some(0.0), is_cut: true, row })
     }
 }
@@ -127,7 +127,7 @@ impl Environment for BrokerEnv {
             if crate::broker::interrupted() {
                 bail!("interrupted");
             }
-            return self.recover("lost");
+            return self.recover(crate::logs::LOST);
         }
         let load_restarted = steps.is_multiple_of(LOAD_CHECK_STEPS) && world.mend_load()?;
         let (metrics, state) = world.look(schema);
@@ -335,7 +335,7 @@ impl World {
         window: &Window,
         change: &Change,
         applied: &'static str,
-        reward: f64,
+        reward: Option<f64>,
     ) -> ActionRow {
         ActionRow {
             applied,
@@ -348,6 +348,7 @@ impl World {
             cpu_share: metrics.cpu_share,
             rss_bytes: metrics.rss_bytes,
             settings: self.settings,
+            site: self.envelope.site,
             ..ActionRow::default()
         }
     }

@@ -10,8 +10,9 @@ use brokertuner_core::Action;
 pub struct StepOutcome {
     /// The next state, of the schema's length.
     pub state: Vec<f32>,
-    /// What the step was worth.
-    pub reward: f64,
+    /// What the step was worth; `None` where it says nothing about the settings, so that nothing
+    /// must be learnt of it.
+    pub reward: Option<f64>,
     /// In-time deliveries over expected; `None` where no deadline expired.
     pub score: Option<f64>,
     /// The episode's world was lost and has been built anew: `state` does not follow from the
