@@ -1,6 +1,6 @@
 //! The README's first command, end to end, and the other verbs of `host` on real brokers.
 
-use crate::support::host_json;
+use crate::support::{host, host_json};
 use brokertuner_core::{Envelope, render};
 
 /// What the defaults stay below, and what `edge` reaches, on both loads of the demo.
@@ -13,6 +13,9 @@ fn a_live_broker_that_edge_tuned_scores_above_0_9_where_the_default_stays_below_
     assert_eq!(status, 0, "{}", std::fs::read_to_string(dir.path().join("report.md")).unwrap());
     for row in report["measured"].as_array().unwrap() {
         let score = |arm: &str| row[arm]["load"]["score"].as_f64().unwrap();
+        for arm in ["default", "untrained", "tuned"] {
+            assert_eq!(row[arm]["load"]["is_void"], false, "{}: {arm} is void", row["scenario"]);
+        }
         assert!(score("default") < 0.3, "{}: default {}", row["scenario"], score("default"));
         assert!(score("tuned") >= 0.9, "{}: tuned {}", row["scenario"], score("tuned"));
         let conf = row["tuned"]["settings_conf"].as_str().unwrap();
@@ -51,4 +54,23 @@ fn a_short_training_gives_a_model_that_the_other_verbs_take() {
     let resumed = [&args[..], &["--out", &out, "--resume"]].concat();
     let (_, again) = host_json("2.0.21", &resumed);
     assert_eq!(again["records"], document["records"]);
+}
+
+/// What was measured before the error is printed, and the error is said.
+#[test]
+fn an_evaluation_that_fails_midway_prints_what_it_has() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let crowd = include_str!("../host/scenarios/link-50ms.toml")
+        .replace("\"link-50ms\"", "\"crowd\"")
+        .replace("clients = 1\n", "clients = 1000000\n");
+    std::fs::write(path("crowd.toml"), crowd).unwrap();
+    let args = ["evaluate", "--quick", "--no-pin", "--scenario", "link-50ms", "--scenario"];
+    let (status, stdout, stderr) =
+        host("2.0.21", &[&args[..], &[&path("crowd.toml"), "--out", &path("e.jsonl")]].concat());
+    assert_eq!(status, 2, "{stderr}");
+    assert!(stderr.contains("error: crowd with default"), "{stderr}");
+    let document: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(document["is_complete"], false);
+    assert_eq!(document["summaries"][0]["scenario"], "link-50ms");
 }

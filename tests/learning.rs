@@ -45,7 +45,7 @@ fn interval(scores: &[f64]) -> (f64, f64) {
 }
 
 #[test]
-#[ignore = "takes about 75 minutes: three trainings of 10 minutes and their evaluation"]
+#[ignore = "takes nearly two hours: three trainings of 10 minutes and their evaluation"]
 fn trained_policies_beat_untrained_ones_and_the_first_random_settings() {
     let dir = tempfile::tempdir().unwrap();
     let models: Vec<PathBuf> = TRAINING_SEEDS.iter().map(|&seed| train(dir.path(), seed)).collect();

@@ -2,13 +2,18 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use brokertuner_core::features::Schema;
+use brokertuner_core::{KNOB_COUNT, KnobSet};
 use brokertuner_host::broker::{
     BrokerError, BrokerProcess, Phase, SpawnConfig, rss_bytes, window_holds,
 };
+use brokertuner_host::ddpg::{Agent, Hyper};
+use brokertuner_host::export::{About, export};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use procfs::process::Process;
@@ -261,7 +266,7 @@ fn a_panic_takes_the_broker_along() {
 
 #[test]
 fn one_signal_winds_up() {
-    for end in [Signal::SIGINT, Signal::SIGTERM] {
+    for end in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
         let mut owner = Owner::start("poll", None);
         signal(owner.child.id(), end);
         assert!(owner.child.wait().unwrap().success(), "{end}");
@@ -296,6 +301,105 @@ fn a_killed_owner_takes_the_broker_along() {
     owner.child.wait().unwrap();
     owner.assert_broker_ends();
     fs::remove_dir_all(&owner.folder).unwrap();
+}
+
+#[test]
+fn a_hangup_that_nohup_had_ignored_stays_ignored() {
+    let owner = Path::new(env!("CARGO_BIN_EXE_broker-owner"));
+    let mut child = Command::new("sh")
+        .args(["-c", "trap '' HUP; exec \"$0\" poll \"$1\""])
+        .args([owner, mosquitto(VERSION).path()])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // With its line it says that the guard is there.
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let status = Process::new(i32::try_from(child.id()).unwrap()).unwrap().status().unwrap();
+    signal(child.id(), Signal::SIGTERM);
+    assert!(child.wait().unwrap().success());
+    assert_eq!(status.sigign & 1, 1, "SIGHUP is signal 1");
+}
+
+/// A trial in a process of its own, with a stand-in for `edge` that does not end when asked to.
+struct TrialOwner {
+    child: Child,
+    edge_pid: u32,
+    /// The agent's temporary folder.
+    folder: PathBuf,
+    _dir: tempfile::TempDir,
+}
+
+impl TrialOwner {
+    fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (edge, started) = (dir.path().join("edge"), dir.path().join("started"));
+        let script = format!(
+            "#!/bin/sh\ntrap '' TERM\necho \"$$ ${{4%/*}}\" >'{0}.new'\nmv '{0}.new' '{0}'\nexec sleep 600\n",
+            started.display()
+        );
+        fs::write(&edge, script).unwrap();
+        fs::set_permissions(&edge, fs::Permissions::from_mode(0o755)).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_broker-owner"))
+            .arg("trial")
+            .args([mosquitto(VERSION).path(), &edge, &untrained_model(dir.path())])
+            // What a killed owner leaves behind goes with the test.
+            .env("TMPDIR", dir.path())
+            .spawn()
+            .unwrap();
+        let line = wait_for("the start of the agent", || fs::read_to_string(&started).ok());
+        let (pid, folder) = line.trim().split_once(' ').expect("the agent's pid and folder");
+        let (edge_pid, folder) = (pid.parse().unwrap(), PathBuf::from(folder));
+        assert!(folder.join("edge.toml").is_file(), "{}", folder.display());
+        Self { child, edge_pid, folder, _dir: dir }
+    }
+
+    fn assert_agent_ends(&self) {
+        wait_for("the end of the agent", || ended(self.edge_pid).then_some(()));
+    }
+}
+
+/// Any model that this program takes.
+fn untrained_model(dir: &Path) -> PathBuf {
+    let agent = Agent::new(Hyper::demo(), Schema::Edge.len(), KNOB_COUNT, 1).unwrap();
+    let about = About {
+        schema: Schema::Edge,
+        tuned: KnobSet::tuned_by_default(),
+        scenarios: String::new(),
+        broker_versions: String::new(),
+        scores: String::new(),
+    };
+    let path = dir.join("model.btm");
+    export(&agent, &about, &path).unwrap();
+    path
+}
+
+impl Drop for TrialOwner {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_killed_trial_takes_its_agent_along() {
+    let mut owner = TrialOwner::start();
+    assert!(!ended(owner.edge_pid));
+    signal(owner.child.id(), Signal::SIGKILL);
+    owner.child.wait().unwrap();
+    owner.assert_agent_ends();
+}
+
+#[test]
+fn a_second_signal_ends_the_agent_of_a_trial_and_its_folder() {
+    let mut owner = TrialOwner::start();
+    let status = wait_for("the end of the owner", || {
+        signal(owner.child.id(), Signal::SIGINT);
+        owner.child.try_wait().unwrap()
+    });
+    assert_eq!(status.code(), Some(130));
+    owner.assert_agent_ends();
+    assert!(!owner.folder.exists());
 }
 
 #[test]

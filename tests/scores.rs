@@ -19,7 +19,9 @@ fn measure(scenario: &str, conf: &str) -> Outcome {
         capacity_msgs_per_s: None,
         allow_uncapped: false,
     };
-    trial.run().unwrap()
+    let outcome = trial.run().unwrap();
+    assert!(!outcome.load.is_void, "the machine was too slow to tell: {:?}", outcome.load);
+    outcome
 }
 
 /// design.md's example: 1,000 messages/s to one consumer that acknowledges after 50 ms. The default

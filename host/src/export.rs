@@ -88,7 +88,7 @@ fn random_states(agent: &Agent, seen: &[Vec<f32>]) -> Vec<Vec<f32>> {
 }
 
 /// Writes aside, syncs, renames: the file is the old one or the new one, never half.
-fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let dir = match path.parent() {
         Some(dir) if !dir.as_os_str().is_empty() => dir,
         _ => Path::new("."),

@@ -11,6 +11,7 @@ pub mod export;
 pub mod knob_table;
 pub mod load;
 pub mod logs;
+mod progress;
 pub mod reward;
 pub mod scenario;
 pub mod train;

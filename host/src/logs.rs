@@ -4,7 +4,12 @@
 use brokertuner_core::{KNOBS, Settings, settings::SiteValues};
 use serde::Serialize;
 use std::fs::{File, OpenOptions};
+use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+/// In the column `applied`: the broker ended in the step, and the next state is a new world's.
+pub const LOST: &str = "lost";
 
 /// A log that could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +30,27 @@ pub enum LogError {
         /// What went wrong.
         source: std::io::Error,
     },
+    /// Going on would mix two formats, or numbers that do not go on.
+    #[error("{path}: {reason}; move the file aside, or begin anew with another --out")]
+    Mismatch {
+        /// The log.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+}
+
+/// How far the logs of an earlier run reach.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Reached {
+    /// Environment steps.
+    pub steps: u64,
+    /// Seconds that the run took.
+    pub wall_s: f64,
+    /// Episodes begun.
+    pub episodes_begun: u64,
+    /// Episodes finished.
+    pub episodes: u64,
 }
 
 /// `progress.csv`: one row per finished episode and one at the end.
@@ -44,8 +70,8 @@ pub struct ProgressRow {
     pub episode_steps: u64,
     /// Sum of its rewards.
     pub episode_return: f64,
-    /// Mean score of its steps, 0..1.
-    pub episode_score_mean: f64,
+    /// Mean score of its steps that have one, 0..1.
+    pub episode_score_mean: Option<f64>,
     /// Mean critic loss since the last row.
     pub critic_loss: f64,
     /// Mean actor loss (minus the mean Q) since the last row.
@@ -73,15 +99,14 @@ pub struct ActionRow {
     pub episode: u64,
     /// Its scenario.
     pub scenario: String,
-    /// What was done: `none`, `reload`, `restart`, `refused`, `lost` (the broker died) or
-    /// `load-restarted`.
+    /// What was done: `none`, `reload`, `restart`, `refused`, [`LOST`] or `load-restarted`.
     pub applied: &'static str,
     /// Milliseconds until the broker was ready; 0 where nothing was done.
     pub ready_ms: u64,
     /// In-time deliveries over expected, of the messages whose deadline expired in the step.
     pub score: Option<f64>,
-    /// The reward.
-    pub reward: f64,
+    /// The reward; `None` where nothing was learnt of the step.
+    pub reward: Option<f64>,
     /// Deliveries a second.
     pub delivered_per_s: f64,
     /// Largest delivery latency of the step.
@@ -92,8 +117,10 @@ pub struct ActionRow {
     pub cpu_share: Option<f32>,
     /// Resident memory of the broker.
     pub rss_bytes: Option<f32>,
-    /// The settings in force.
+    /// The settings that are written.
     pub settings: Settings,
+    /// What holds for the others: the main file of the environment's broker.
+    pub site: SiteValues,
 }
 
 /// Column names of `action_throughput_log.csv`: those of [`ActionRow`], then one per option.
@@ -124,7 +151,6 @@ impl ActionRow {
         fn or_empty<T: ToString>(value: Option<T>) -> String {
             value.map_or_else(String::new, |value| value.to_string())
         }
-        let site = SiteValues::default();
         let mut fields = vec![
             format!("{:.3}", self.wall_s),
             self.step.to_string(),
@@ -134,15 +160,16 @@ impl ActionRow {
             self.applied.to_string(),
             self.ready_ms.to_string(),
             or_empty(self.score.map(|score| format!("{score:.4}"))),
-            format!("{:.4}", self.reward),
+            or_empty(self.reward.map(|reward| format!("{reward:.4}"))),
             format!("{:.1}", self.delivered_per_s),
             or_empty(self.latency_us_max),
             or_empty(self.dropped_per_s),
             or_empty(self.cpu_share),
             or_empty(self.rss_bytes),
         ];
-        fields
-            .extend(KNOBS.iter().map(|spec| self.settings.effective(spec.knob, &site).to_string()));
+        fields.extend(
+            KNOBS.iter().map(|spec| self.settings.effective(spec.knob, &self.site).to_string()),
+        );
         fields
     }
 }
@@ -155,15 +182,46 @@ struct Log {
 }
 
 impl Log {
-    /// Opens for appending where `resume`, else starts over. Answers whether the file is new.
-    fn open(path: &Path, resume: bool) -> Result<(Log, bool), LogError> {
+    /// Opens for appending where `resume`, else starts over. Answers the rows that are there.
+    fn open(
+        path: &Path,
+        columns: &[&str],
+        resume: bool,
+    ) -> Result<(Log, Vec<csv::StringRecord>), LogError> {
         let io = |source| LogError::Io { path: path.to_owned(), source };
         let mut options = OpenOptions::new();
-        options.create(true).write(true).append(resume).truncate(!resume);
-        let file = options.open(path).map_err(io)?;
-        let is_new = file.metadata().map_err(io)?.len() == 0;
+        options.create(true).read(true).write(true).truncate(!resume);
+        let mut file = options.open(path).map_err(io)?;
+        let mut text = String::new();
+        file.read_to_string(&mut text).map_err(io)?;
+        // A row that a crash cut short would spoil the next one.
+        let whole = text.rfind('\n').map_or(0, |end| end + 1);
+        file.set_len(whole as u64).map_err(io)?;
+        file.seek(SeekFrom::End(0)).map_err(io)?;
         let writer = csv::WriterBuilder::new().has_headers(false).from_writer(file);
-        Ok((Log { path: path.to_owned(), writer }, is_new))
+        let mut log = Log { path: path.to_owned(), writer };
+        let mut reader = csv::Reader::from_reader(&text.as_bytes()[..whole]);
+        if whole == 0 {
+            log.record(columns)?;
+        } else if reader.headers().map_err(|source| log.csv(source))? != columns {
+            let reason = "its columns are those of another version of this program";
+            return Err(LogError::Mismatch { path: path.to_owned(), reason });
+        }
+        let rows = reader.records().collect::<Result<_, _>>().map_err(|source| log.csv(source))?;
+        Ok((log, rows))
+    }
+
+    /// A field of a row that was written by an earlier run.
+    fn number<T: FromStr>(
+        &self,
+        row: &csv::StringRecord,
+        columns: &[&str],
+        name: &str,
+    ) -> Result<T, LogError> {
+        let column = columns.iter().position(|column| *column == name);
+        let field = column.and_then(|column| row.get(column)?.parse().ok());
+        let reason = "a row of it is damaged";
+        field.ok_or_else(|| LogError::Mismatch { path: self.path.clone(), reason })
     }
 
     fn csv(&self, source: csv::Error) -> LogError {
@@ -210,20 +268,35 @@ pub const PROGRESS_COLUMNS: [&str; 14] = [
 ];
 
 impl TrainLogs {
-    /// Creates (or, with `resume`, goes on with) both files in `dir`.
+    /// Creates (or, with `resume`, goes on with) both files in `dir`. Answers how far they reach.
     ///
     /// # Errors
-    /// [`LogError`] where a file cannot be made.
-    pub fn open(dir: &Path, resume: bool) -> Result<TrainLogs, LogError> {
-        let (mut progress, is_new) = Log::open(&dir.join("progress.csv"), resume)?;
-        if is_new {
-            progress.record(PROGRESS_COLUMNS)?;
+    /// [`LogError`] where a file cannot be made or cannot be gone on with.
+    pub fn open(dir: &Path, resume: bool) -> Result<(TrainLogs, Reached), LogError> {
+        let columns = PROGRESS_COLUMNS;
+        let (progress, rows) = Log::open(&dir.join("progress.csv"), &columns, resume)?;
+        let mut reached = Reached::default();
+        if let Some(row) = rows.last() {
+            reached.steps = progress.number(row, &columns, "step")?;
+            reached.wall_s = progress.number(row, &columns, "wall_s")?;
+            reached.episodes = progress.number(row, &columns, "episode")?;
+            reached.episodes_begun = reached.episodes;
         }
-        let (mut actions, is_new) = Log::open(&dir.join("action_throughput_log.csv"), resume)?;
-        if is_new {
-            actions.record(action_columns())?;
+        let columns = action_columns();
+        let path = dir.join("action_throughput_log.csv");
+        let (actions, rows) = Log::open(&path, &columns, resume)?;
+        if let Some(row) = rows.last() {
+            let (steps, wall_s) =
+                (actions.number(row, &columns, "step")?, actions.number(row, &columns, "wall_s")?);
+            reached.steps = reached.steps.max(steps);
+            reached.wall_s = reached.wall_s.max(wall_s);
         }
-        Ok(TrainLogs { progress, actions })
+        // Environments that run side by side do not begin their episodes in order.
+        for row in &rows {
+            let episode: u64 = actions.number(row, &columns, "episode")?;
+            reached.episodes_begun = reached.episodes_begun.max(episode + 1);
+        }
+        Ok((TrainLogs { progress, actions }, reached))
     }
 
     /// Appends to `progress.csv`.
@@ -249,22 +322,29 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
     use super::*;
+    use brokertuner_core::Knob;
 
     fn write_both(dir: &Path, resume: bool) {
-        let mut logs = TrainLogs::open(dir, resume).unwrap();
+        let (mut logs, _) = TrainLogs::open(dir, resume).unwrap();
         let scenario = "wan-uplink".to_owned();
         logs.progress(&ProgressRow {
             step: 7,
             env: Some(1),
             scenario: scenario.clone(),
+            episode_score_mean: Some(0.0),
             ..ProgressRow::default()
         })
         .unwrap();
+        // As the environments' brokers are started.
+        let mut site = SiteValues::default();
+        site.0[Knob::Persistence as usize] = 1;
         let row = ActionRow {
             step: 7,
             score: Some(0.5),
+            reward: Some(0.0),
             scenario,
             applied: "restart",
+            site,
             ..Default::default()
         };
         logs.action(&row).unwrap();
@@ -281,9 +361,33 @@ mod tests {
         let header = "step,wall_s,episode,env,scenario,episode_steps,episode_return,episode_score_mean,critic_loss,actor_loss,q_mean,noise_sigma,replay_count,updates\n";
         assert_eq!(read("progress.csv"), format!("{header}{row}{row}"));
         let row =
-            "0.000,7,0,0,wan-uplink,restart,0,0.5000,0.0000,0.0,,,,,20,0,1000,0,0,0,0,1800,0,0,0\n";
+            "0.000,7,0,0,wan-uplink,restart,0,0.5000,0.0000,0.0,,,,,20,0,1000,0,0,0,1,1800,0,0,0\n";
         let header = "wall_s,step,env,episode,scenario,applied,ready_ms,score,reward,delivered_per_s,latency_us_max,dropped_per_s,cpu_share,rss_bytes,max_inflight_messages,max_inflight_bytes,max_queued_messages,max_queued_bytes,queue_qos0_messages,memory_limit,persistence,autosave_interval,set_tcp_nodelay,max_packet_size,message_size_limit\n";
         assert_eq!(read("action_throughput_log.csv"), format!("{header}{row}{row}"));
+    }
+
+    #[test]
+    fn a_resumed_run_goes_on_where_the_rows_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut logs, reached) = TrainLogs::open(dir.path(), false).unwrap();
+        assert_eq!(reached, Reached::default());
+        let row = |step, wall_s, episode| ActionRow { step, wall_s, episode, ..Default::default() };
+        for row in [row(1, 5.0, 0), row(2, 5.5, 1), row(3, 10.0, 0)] {
+            logs.action(&row).unwrap();
+        }
+        let row = ProgressRow { step: 3, wall_s: 10.1, episode: 1, ..ProgressRow::default() };
+        logs.progress(&row).unwrap();
+        let actions = dir.path().join("action_throughput_log.csv");
+        let whole = std::fs::read_to_string(&actions).unwrap();
+        std::fs::write(&actions, format!("{whole}15.000,4,0")).unwrap();
+        let (_, reached) = TrainLogs::open(dir.path(), true).unwrap();
+        let expected = Reached { steps: 3, wall_s: 10.1, episodes_begun: 2, episodes: 1 };
+        assert_eq!(reached, expected);
+        assert_eq!(std::fs::read_to_string(&actions).unwrap(), whole, "the torn row is gone");
+
+        std::fs::write(&actions, "wall_s,step\n1,2\n").unwrap();
+        let error = TrainLogs::open(dir.path(), true).unwrap_err().to_string();
+        assert!(error.contains("action_throughput_log.csv: its columns are"), "{error}");
     }
 
     #[test]

@@ -57,6 +57,22 @@ impl Default for SeedWeights {
     }
 }
 
+/// Largest magnitude of a price or weight: rewards are single precision in the nets, and anything
+/// near this drowns the score.
+pub const WEIGHT_MAX: f64 = 1e6;
+
+/// A price or weight that would spoil every reward.
+#[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
+#[error("{name} is {value}; give a number from {min} to {WEIGHT_MAX}")]
+pub struct WeightError {
+    /// Which one.
+    pub name: &'static str,
+    /// What it is.
+    pub value: f64,
+    /// The least that it may be.
+    pub min: f64,
+}
+
 /// Which reward, with its weights.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -68,16 +84,36 @@ pub enum RewardKind {
 }
 
 impl RewardKind {
-    /// The reward of a step; a failed step gets the worst, [`RewardKind::worst`].
+    /// The reward of a step; a failed step gets the worst, [`RewardKind::worst`]. `None` where the
+    /// step says nothing about the settings: nothing must be learnt of it.
     #[must_use]
-    pub fn of(&self, view: &StepView<'_>) -> f64 {
+    pub fn of(&self, view: &StepView<'_>) -> Option<f64> {
         if view.is_failed {
-            return self.worst();
+            return Some(self.worst());
         }
         match self {
             RewardKind::Deadline(prices) => deadline(view, prices),
-            RewardKind::Seed(weights) => seed(view, weights),
+            RewardKind::Seed(weights) => Some(seed(view, weights)),
         }
+    }
+
+    /// Checks every price or weight. Prices are not negative: the broker would be paid for what
+    /// it takes.
+    ///
+    /// # Errors
+    /// [`WeightError`] for the first that is out of range.
+    pub fn validate(&self) -> Result<(), WeightError> {
+        let (named, min) = match self {
+            RewardKind::Deadline(DeadlinePrices { cpu, memory, change }) => {
+                (vec![("cpu", *cpu), ("memory", *memory), ("change", *change)], 0.0)
+            }
+            RewardKind::Seed(SeedWeights { alpha, beta, gamma, delta }) => (
+                vec![("alpha", *alpha), ("beta", *beta), ("gamma", *gamma), ("delta", *delta)],
+                -WEIGHT_MAX,
+            ),
+        };
+        let wrong = named.into_iter().find(|(_, value)| !(min..=WEIGHT_MAX).contains(value));
+        wrong.map_or(Ok(()), |(name, value)| Err(WeightError { name, value, min }))
     }
 
     /// What a step gets in which the broker refused its settings: below all that can be earned.
@@ -91,13 +127,14 @@ impl RewardKind {
 }
 
 /// The score of the interval, less small prices for CPU, memory and change. Missing inputs cost
-/// nothing; a step in which no deadline expired earns nothing.
-fn deadline(view: &StepView<'_>, prices: &DeadlinePrices) -> f64 {
+/// nothing. `None` where no deadline expired or the generator was too slow: that is no total loss.
+fn deadline(view: &StepView<'_>, prices: &DeadlinePrices) -> Option<f64> {
+    let score = view.score?;
     let cpu = f64::from(view.metrics.cpu_share.unwrap_or(0.0)).clamp(0.0, 1.0);
     let rss = f64::from(view.metrics.rss_bytes.unwrap_or(0.0));
     let memory = (rss / view.rss_limit_bytes.max(1.0)).clamp(0.0, 1.0);
     let price = prices.cpu * cpu + prices.memory * memory + prices.change * view.changed_share;
-    view.score.unwrap_or(0.0) - price
+    Some(score - price)
 }
 
 /// The seed program's reward on the terms of the `seed5` state.
@@ -109,6 +146,8 @@ fn seed(view: &StepView<'_>, weights: &SeedWeights) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
     use super::*;
 
     fn metrics() -> Metrics {
@@ -134,14 +173,14 @@ mod tests {
     #[test]
     fn deadline_by_hand() {
         let kind = RewardKind::Deadline(DeadlinePrices::default());
-        let got = kind.of(&view(&metrics()));
+        let got = kind.of(&view(&metrics())).unwrap();
         assert!((got - (0.8 - 0.01 - 0.01 - 0.01)).abs() < 1e-9, "{got}");
     }
 
     #[test]
     fn seed_by_hand() {
         let kind = RewardKind::Seed(SeedWeights { beta: 2.0, ..SeedWeights::default() });
-        let got = kind.of(&view(&metrics()));
+        let got = kind.of(&view(&metrics())).unwrap();
         // 500/1000 + 2 * 2000/10000 - 50/400 - 256/1024
         assert!((got - (0.5 + 0.4 - 0.125 - 0.25)).abs() < 1e-6, "{got}");
     }
@@ -153,9 +192,42 @@ mod tests {
             RewardKind::Deadline(DeadlinePrices::default()),
             RewardKind::Seed(SeedWeights::default()),
         ] {
-            let failed = kind.of(&StepView { is_failed: true, ..view(&metrics) });
-            let poor = kind.of(&StepView { score: Some(0.0), ..view(&metrics) });
+            let failed = kind.of(&StepView { is_failed: true, ..view(&metrics) }).unwrap();
+            let poor = kind.of(&StepView { score: Some(0.0), ..view(&metrics) }).unwrap();
             assert!(failed <= poor, "{failed} {poor}");
         }
+    }
+
+    #[test]
+    fn prices_and_weights_are_checked_by_name() {
+        let deadline =
+            |cpu| RewardKind::Deadline(DeadlinePrices { cpu, ..DeadlinePrices::default() });
+        let seed = |delta| RewardKind::Seed(SeedWeights { delta, ..SeedWeights::default() });
+        for kind in [deadline(0.0), deadline(2.0), seed(-3.0)] {
+            kind.validate().unwrap();
+        }
+        for (kind, words) in [
+            (deadline(f64::NAN), "cpu is NaN"),
+            (deadline(f64::INFINITY), "cpu is inf"),
+            (deadline(-0.1), "cpu is -0.1; give a number from 0 to 1000000"),
+            (seed(1e300), "delta is 1000"),
+        ] {
+            let message = kind.validate().unwrap_err().to_string();
+            assert!(message.contains(words), "{message}");
+        }
+    }
+
+    #[test]
+    fn no_score_is_no_deadline_reward() {
+        let metrics = metrics();
+        let unscored = StepView { score: None, ..view(&metrics) };
+        let [deadline, seed] = [
+            RewardKind::Deadline(DeadlinePrices::default()),
+            RewardKind::Seed(SeedWeights::default()),
+        ];
+        assert_eq!(deadline.of(&unscored), None);
+        assert_eq!(seed.of(&unscored), seed.of(&view(&metrics)), "it does not look at the score");
+        let refused = StepView { is_failed: true, ..unscored };
+        assert_eq!(deadline.of(&refused), Some(deadline.worst()));
     }
 }

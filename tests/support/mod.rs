@@ -48,7 +48,7 @@ fn system_mosquitto() -> Option<Mosquitto> {
 }
 
 /// The program of that name, built as these tests were: cargo builds only a package's own programs
-/// for its tests.
+/// for its tests. `host` builds `edge` with the same selection, so neither builds it anew.
 ///
 /// # Panics
 /// Where it does not build.
@@ -57,7 +57,7 @@ pub(crate) fn build_program(name: &str) -> PathBuf {
     let own = std::env::current_exe().expect("a program knows where it lies");
     let profile = own.ancestors().nth(2).expect("the tests lie in cargo's target folder");
     let mut build = Command::new(env!("CARGO"));
-    build.args(["build", "--quiet", "--package", &format!("brokertuner-{name}"), "--bin", name]);
+    build.args(["build", "--quiet", "--bin", name]);
     build.arg("--target-dir").arg(profile.parent().expect("a target folder"));
     if profile.ends_with("release") {
         build.arg("--release");
@@ -72,6 +72,14 @@ pub(crate) fn build_program(name: &str) -> PathBuf {
 /// # Panics
 /// Where it ends with status 2 or prints something else.
 pub(crate) fn host_json(version: &str, args: &[&str]) -> (i32, serde_json::Value) {
+    let (status, stdout, stderr) = host(version, args);
+    assert!(status < 2, "host {args:?} ended with {status}:\n{stderr}");
+    let document = serde_json::from_str(&stdout);
+    (status, document.unwrap_or_else(|error| panic!("host {args:?}: {error}\n{stderr}")))
+}
+
+/// Runs `host` with a broker of a version and `--json`, and gives its exit status and both streams.
+pub(crate) fn host(version: &str, args: &[&str]) -> (i32, String, String) {
     static PROGRAMS: OnceLock<PathBuf> = OnceLock::new();
     let host = PROGRAMS.get_or_init(|| {
         // host looks for edge beside itself.
@@ -81,11 +89,9 @@ pub(crate) fn host_json(version: &str, args: &[&str]) -> (i32, serde_json::Value
     let mut command = Command::new(host);
     command.args(args).arg("--json").arg("--mosquitto").arg(mosquitto(version).path());
     let output = command.output().expect("host runs");
-    let stderr = String::from_utf8_lossy(&output.stderr);
     let status = output.status.code().expect("host ends by itself");
-    assert!(status < 2, "host {args:?} ended with {status}:\n{stderr}");
-    let document = serde_json::from_slice(&output.stdout);
-    (status, document.unwrap_or_else(|error| panic!("host {args:?}: {error}\n{stderr}")))
+    let text = |bytes| String::from_utf8(bytes).expect("host prints UTF-8");
+    (status, text(output.stdout), text(output.stderr))
 }
 
 /// A running broker of a version with a drop-in.

@@ -12,7 +12,7 @@ pub enum BrokerError {
     /// No executable in any of the usual places.
     #[error(
         "no Mosquitto in {looked}: install it (`apt-get install mosquitto`, `apk add mosquitto`), \
-         name one with --broker PATH, or let `host demo --fetch-broker` unpack one"
+         name one with --mosquitto PATH, or let `host demo --fetch-broker` unpack one"
     )]
     NotFound {
         /// The folders that were searched.

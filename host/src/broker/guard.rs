@@ -1,4 +1,4 @@
-//! No broker outlives the program: the registry of children and the answer to Ctrl-C.
+//! No broker or agent outlives the program: the registry of children and the answer to Ctrl-C.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 /// Exit status after a second Ctrl-C, as a shell reports SIGINT.
@@ -25,14 +25,15 @@ static LIVE: Mutex<BTreeMap<u32, Belongings>> = Mutex::new(BTreeMap::new());
 
 /// What a child leaves behind when nobody is left to drop its owner.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Belongings {
+pub(crate) struct Belongings {
     /// Its temporary folder.
-    pub(super) dir: PathBuf,
+    pub(crate) dir: PathBuf,
     /// Its control group, if it has one.
-    pub(super) cgroup: Option<PathBuf>,
+    pub(crate) cgroup: Option<PathBuf>,
 }
 
-/// Starts to listen for SIGINT and SIGTERM; later calls do nothing.
+/// Starts to listen for SIGINT, SIGTERM and SIGHUP (a terminal that closes); later calls do
+/// nothing. A SIGHUP that is ignored, as under `nohup`, stays so.
 ///
 /// The first signal makes [`interrupted`] true, and whoever polls it is expected to wind up. The
 /// second kills every child at once, removes their folders and ends the program with status 130.
@@ -45,6 +46,9 @@ pub fn install_signal_guard() -> io::Result<()> {
         return Ok(());
     }
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
+    if !is_ignored(SIGHUP) {
+        signals.add_signal(SIGHUP)?;
+    }
     thread::Builder::new().name("signal-guard".into()).spawn(move || {
         for _ in signals.forever() {
             if INTERRUPTED.swap(true, Ordering::SeqCst) {
@@ -58,9 +62,15 @@ pub fn install_signal_guard() -> io::Result<()> {
     Ok(())
 }
 
-/// Whether SIGINT or SIGTERM has come since [`install_signal_guard`].
+/// Whether a signal that asks this process to end has come since [`install_signal_guard`].
 pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::SeqCst)
+}
+
+/// Whether this process was started with the signal ignored.
+fn is_ignored(signal: i32) -> bool {
+    let status = procfs::process::Process::myself().and_then(|process| process.status());
+    status.is_ok_and(|status| status.sigign & (1 << (signal - 1)) != 0)
 }
 
 /// Runs `spawn` and registers its child, so that no moment is left in which it lives unknown.
@@ -75,7 +85,7 @@ pub(super) fn register(
 }
 
 /// Forgets a child that was waited for.
-pub(super) fn unregister(pid: u32) {
+pub(crate) fn unregister(pid: u32) {
     live().remove(&pid);
 }
 

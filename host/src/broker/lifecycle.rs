@@ -20,7 +20,7 @@ use super::error::{BrokerError, io_error};
 use super::guard::{self, Belongings, nix_pid};
 use super::probe;
 use super::process::{Phase, RestartInfo};
-use super::spawner;
+use super::spawner::{self, Output};
 
 /// A broker that has not answered by then is not going to: restoring 35 MB takes half a second.
 const READY_WAIT: Duration = Duration::from_secs(20);
@@ -196,7 +196,8 @@ impl Lifecycle {
         let arguments = [OsStr::new("-c"), self.files.conf.as_os_str()];
         let cgroup = self.group.as_ref().map(|group| group.path().to_path_buf());
         let belongings = Belongings { dir: self.files.dir.clone(), cgroup };
-        let child = spawner::spawn(&self.program, &arguments, &output, belongings)
+        let output = Output { stdout: &output, stderr: &output };
+        let child = spawner::spawn(&self.program, &arguments, output, belongings)
             .map_err(io_error(format!("starting {}", self.program.display())))?;
         let mut state = self.state();
         state.pid = child.id();

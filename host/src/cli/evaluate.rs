@@ -1,23 +1,22 @@
 //! `host evaluate`.
 
+use super::export::read_model;
 use super::options::{self, BrokerOptions};
 use super::{Answer, print};
-use crate::ddpg::{Agent, Hyper};
-use crate::evaluate::{Arm, Done, EvaluateConfig, Record, Summary, evaluate, summarise, text};
-use crate::export::{About, export};
+use crate::evaluate::{
+    Architecture, Arm, Done, EvaluateConfig, Journal, Record, Summary, evaluate, losses, summarise,
+    tell_apart, text,
+};
 use crate::scenario::{EMBEDDED, Scenario};
 use crate::trial::{JUDGING, Profile, edge_program};
 use anyhow::{Context as _, Result, bail};
-use brokertuner_core::features::Schema;
-use brokertuner_core::{KNOB_COUNT, KnobSet};
+use brokertuner_core::model::Model;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
 
-/// Seeds of the actors that were never trained.
-const UNTRAINED_SEEDS: std::ops::RangeInclusive<u64> = 1..=5;
 /// Longest phase of a `--quick` evaluation.
 const QUICK_PHASE_S: u32 = 8;
 
@@ -39,7 +38,11 @@ pub(crate) struct EvaluateArgs {
     /// An exported model, run by `edge`; may be repeated.
     #[arg(long, value_name = "FILE")]
     model: Vec<PathBuf>,
-    /// Actors of the same architecture that were never trained, seeds 1 to 5, one per repeat.
+    /// Five actors with random weights (seeds 1 to 5), each in every repeat, run by `edge`; the
+    /// arm's mean is over all of them.
+    ///
+    /// They have the schema, layer widths, options and input normalisation of the first --model;
+    /// without one, those of `host train` without options, and features that go in as they are.
     #[arg(long)]
     untrained: bool,
     /// The best of random settings in the envelope, chosen on one run each and measured again.
@@ -57,7 +60,8 @@ pub(crate) struct EvaluateArgs {
     /// File that each result is appended to, one JSON object a line.
     #[arg(long, value_name = "FILE", default_value = "runs/evaluate.jsonl")]
     out: PathBuf,
-    /// Go on with what --out holds.
+    /// Go on with what --out holds, at the capacity that was measured then. Refused where anything
+    /// that was measured has changed since.
     #[arg(long)]
     resume: bool,
     /// Start no new measurement after this many seconds.
@@ -92,14 +96,17 @@ impl EvaluateArgs {
     /// # Errors
     /// Options that do not fit, a broker or file that cannot be used.
     pub(crate) fn run(&self) -> Result<Answer> {
+        if self.json {
+            crate::progress::hide();
+        }
         let mosquitto = self.broker.find()?;
         let scenarios = self.loads()?;
         let dir = tempfile::tempdir().context("cannot make a folder for untrained models")?;
         let arms = self.arms(&dir)?;
-        let capacity_msgs_per_s = options::capacity(&mosquitto, &scenarios, self.seed)?;
         create_parent(&self.out)?;
+        let mut journal = Journal::open(&self.out, self.resume)?;
         let needs_edge = !self.model.is_empty() || self.untrained;
-        let config = EvaluateConfig {
+        let mut config = EvaluateConfig {
             broker_version: mosquitto.version().to_string(),
             mosquitto,
             scenarios,
@@ -107,18 +114,25 @@ impl EvaluateArgs {
             repeats: if self.quick { 1 } else { self.repeats },
             seed: self.seed,
             random_count: self.random_n,
-            out: self.out.clone(),
-            resume: self.resume,
             duration: self.duration_s.map(Duration::from_secs),
             profile: Profile::judging()?,
-            capacity_msgs_per_s,
+            capacity_msgs_per_s: journal.capacity_msgs_per_s(),
             allow_uncapped: self.broker.allow_uncapped,
             edge: if needs_edge { Some(edge_program()?) } else { None },
             pin: !self.no_pin,
         };
-        let (records, done) = evaluate(&config)?;
-        self.report(&config, &records, done)?;
-        Ok(if done == Done::All { Answer::Yes } else { Answer::No })
+        // Before the capacity, which takes a minute.
+        config.check(&journal)?;
+        if config.capacity_msgs_per_s.is_none() {
+            config.capacity_msgs_per_s =
+                options::capacity(&config.mosquitto, &config.scenarios, self.seed)?;
+        }
+        let done = evaluate(&config, &mut journal);
+        // What was measured is worth something, whatever came after it.
+        if done.is_ok() || !journal.records().is_empty() {
+            self.report(&config, journal.records(), matches!(done, Ok(Done::All)))?;
+        }
+        Ok(if done? == Done::All { Answer::Yes } else { Answer::No })
     }
 
     fn loads(&self) -> Result<Vec<Arc<Scenario>>> {
@@ -140,11 +154,15 @@ impl EvaluateArgs {
             arms.push(Arm::fixed(path)?);
         }
         for path in &self.model {
-            std::fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
+            // `edge` would refuse it too, in the middle of the evaluation.
+            Model::read(&read_model(path)?)
+                .with_context(|| format!("{} cannot be used", path.display()))?;
             arms.push(Arm::model(path));
         }
         if self.untrained {
-            arms.push(Arm::Untrained { models: untrained(dir.path())? });
+            let like = self.model.first().map(|path| Architecture::of_model(path));
+            let actors = like.transpose()?.unwrap_or_default().write_untrained(dir.path())?;
+            arms.push(Arm::Untrained { actors });
         }
         if self.random {
             arms.push(Arm::Random);
@@ -154,12 +172,12 @@ impl EvaluateArgs {
                 "nothing to compare; give --fixed, --model, --untrained or --random, or leave out --no-default"
             );
         }
+        tell_apart(&mut arms)?;
         Ok(arms)
     }
 
-    fn report(&self, config: &EvaluateConfig, records: &[Record], done: Done) -> Result<()> {
+    fn report(&self, config: &EvaluateConfig, records: &[Record], is_complete: bool) -> Result<()> {
         let summaries = summarise(records);
-        let is_complete = done == Done::All;
         if self.json {
             let (profile, version) = (config.profile, 1);
             let document =
@@ -168,18 +186,12 @@ impl EvaluateArgs {
         }
         let mut out = String::new();
         for record in records {
-            out += &format!(
-                "{} {} repeat {} seed {}: {}{}\n",
-                record.scenario,
-                record.arm,
-                record.repeat,
-                record.seed,
-                record.score.map_or_else(|| "-".to_owned(), |score| format!("{score:.3}")),
-                if record.is_void { " (void)" } else { "" }
-            );
+            out += &line(record);
         }
         out += &format!("\nMosquitto {}, judging profile:\n{JUDGING}\n", config.broker_version);
         out += &text(&summaries);
+        out += "\nOf the messages expected, in %:\n";
+        out += &losses(&summaries);
         if !is_complete {
             out += &format!(
                 "\nNot everything was measured; go on with --resume --out {}\n",
@@ -190,26 +202,19 @@ impl EvaluateArgs {
     }
 }
 
-/// Models of actors that were never trained: same architecture, same decoding, one per seed.
-///
-/// # Errors
-/// Where a file cannot be written.
-pub(crate) fn untrained(dir: &Path) -> Result<Vec<PathBuf>> {
-    UNTRAINED_SEEDS
-        .map(|seed| {
-            let path = dir.join(format!("untrained-{seed}.btm"));
-            let agent = Agent::new(Hyper::default(), Schema::Edge.len(), KNOB_COUNT, seed)?;
-            let about = About {
-                schema: Schema::Edge,
-                tuned: KnobSet::tuned_by_default(),
-                scenarios: String::new(),
-                broker_versions: String::new(),
-                scores: "untrained".to_owned(),
-            };
-            export(&agent, &about, &path)?;
-            Ok(path)
-        })
-        .collect()
+/// A measurement in one line.
+fn line(record: &Record) -> String {
+    let actor = record.actor.map_or_else(String::new, |seed| format!(" (actor {seed})"));
+    let score = record.score.map_or_else(|| "-".to_owned(), |score| format!("{score:.3}"));
+    let mut marks = String::new();
+    if record.is_void {
+        marks += " (void)";
+    }
+    if record.outcome.is_uncapped {
+        marks += " (uncapped)";
+    }
+    let Record { scenario, arm, repeat, seed, .. } = record;
+    format!("{scenario} {arm}{actor} repeat {repeat} seed {seed}: {score}{marks}\n")
 }
 
 /// Makes the folder that a result file is to lie in.
@@ -221,5 +226,41 @@ pub(crate) fn create_parent(path: &Path) -> Result<()> {
         Some(dir) if !dir.as_os_str().is_empty() => std::fs::create_dir_all(dir)
             .with_context(|| format!("cannot create {}; choose another --out", dir.display())),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use crate::cli::{Cli, Command};
+    use clap::Parser as _;
+
+    /// What `host evaluate --untrained` says of files in a folder of their own.
+    fn refusal(options: &[&str], names: &[&str], content: &[u8]) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        let mut args = vec!["host".to_owned(), "evaluate".to_owned(), "--untrained".to_owned()];
+        for (option, name) in options.iter().zip(names) {
+            let path = dir.path().join(name);
+            std::fs::write(&path, content).unwrap();
+            args.extend([(*option).to_owned(), path.display().to_string()]);
+        }
+        let out = dir.path().join("out.jsonl");
+        args.extend(["--out".to_owned(), out.display().to_string()]);
+        let Command::Evaluate(args) = Cli::try_parse_from(args).unwrap().command else {
+            panic!("another verb")
+        };
+        let error = args.run().unwrap_err();
+        assert!(!out.exists(), "nothing was begun");
+        format!("{error:#}")
+    }
+
+    #[test]
+    fn files_that_are_no_arms_are_refused_before_anything_is_measured() {
+        let conf = b"max_inflight_messages 100\n";
+        let message = refusal(&["--fixed", "--fixed"], &["a.conf", "a.conf"], conf);
+        assert!(message.contains("a.conf and ") && message.contains("rename"), "{message}");
+        let message = refusal(&["--model"], &["wrong.btm"], b"text");
+        assert!(message.contains("wrong.btm cannot be used: not a model file"), "{message}");
     }
 }

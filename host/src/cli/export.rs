@@ -8,7 +8,7 @@ use brokertuner_core::KnobSet;
 use brokertuner_core::features::Schema;
 use brokertuner_core::model::Model;
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Largest file that is read as a model.
 const MODEL_BYTES_MAX: u64 = 16 << 20;
@@ -56,16 +56,8 @@ impl ExportArgs {
     /// A checkpoint that cannot be used, or a file that cannot be written.
     pub(crate) fn run(&self) -> Result<Answer> {
         let agent = Agent::load(&self.checkpoint)?;
-        let schema = [Schema::Edge, Schema::Seed5]
-            .into_iter()
-            .find(|schema| schema.len() == agent.state_dim())
-            .with_context(|| {
-                format!(
-                    "{}: its states have {} features, which is no schema of this program",
-                    self.checkpoint.display(),
-                    agent.state_dim()
-                )
-            })?;
+        let schema = schema_of(agent.state_dim())
+            .with_context(|| format!("{} cannot be exported", self.checkpoint.display()))?;
         let about = About {
             schema,
             tuned: KnobSet::tuned_by_default(),
@@ -95,6 +87,28 @@ impl ExportArgs {
         let is_close = exported.deviation_steps_max <= DEVIATION_STEPS_MAX;
         Ok(if is_close { Answer::Yes } else { Answer::No })
     }
+}
+
+/// The bytes of a model file, if it is not too long for one.
+///
+/// # Errors
+/// Where it cannot be read.
+pub(super) fn read_model(path: &Path) -> Result<Vec<u8>> {
+    let name = path.display();
+    let size = std::fs::metadata(path).with_context(|| format!("cannot read {name}"))?.len();
+    anyhow::ensure!(size <= MODEL_BYTES_MAX, "{name}: {size} bytes are too many for a model");
+    std::fs::read(path).with_context(|| format!("cannot read {name}"))
+}
+
+/// The schema of states of that length.
+///
+/// # Errors
+/// Where there is none.
+pub(super) fn schema_of(state_dim: usize) -> Result<Schema> {
+    let mut schemas = [Schema::Edge, Schema::Seed5].into_iter();
+    schemas.find(|schema| schema.len() == state_dim).with_context(|| {
+        format!("its states have {state_dim} features, which is no schema of this program")
+    })
 }
 
 /// Say what a model file holds.
@@ -133,10 +147,7 @@ impl InspectArgs {
     /// A file that is no model; the message says what does not fit.
     pub(crate) fn run(&self) -> Result<Answer> {
         let name = self.model.display();
-        let size =
-            std::fs::metadata(&self.model).with_context(|| format!("cannot read {name}"))?.len();
-        anyhow::ensure!(size <= MODEL_BYTES_MAX, "{name}: {size} bytes are too many for a model");
-        let bytes = std::fs::read(&self.model).with_context(|| format!("cannot read {name}"))?;
+        let bytes = read_model(&self.model)?;
         let model = Model::read(&bytes).with_context(|| format!("{name} cannot be used"))?;
         let parts = model.parts();
         let card = &parts.card;

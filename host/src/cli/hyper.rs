@@ -1,5 +1,6 @@
 //! Every hyperparameter as an option over a preset.
 
+use super::options::list;
 use crate::ddpg::{GammaUnit, Hyper, NoiseKind};
 use clap::ValueEnum;
 
@@ -35,8 +36,8 @@ macro_rules! hyper_args {
         pub(crate) struct HyperArgs {
             $( $(#[doc = $doc])* #[arg(long, value_name = "VALUE")] pub(crate) $field: Option<$type>, )*
             /// Widths of the two hidden layers of actor and critics, as in 64,64.
-            #[arg(long, value_name = "N,N", value_delimiter = ',', num_args = 2)]
-            pub(crate) hidden: Option<Vec<usize>>,
+            #[arg(long, value_name = "N,N", value_parser = list::<usize, 2>)]
+            pub(crate) hidden: Option<[usize; 2]>,
         }
 
         impl HyperArgs {
@@ -45,8 +46,8 @@ macro_rules! hyper_args {
             pub(crate) fn over(&self, preset: Hyper) -> Hyper {
                 let mut hyper = preset;
                 $( if let Some(value) = self.$field { hyper.$field = value; } )*
-                if let Some([first, second]) = self.hidden.as_deref() {
-                    hyper.hidden = [*first, *second];
+                if let Some(hidden) = self.hidden {
+                    hyper.hidden = hidden;
                 }
                 hyper
             }
@@ -126,8 +127,7 @@ mod tests {
 
     #[test]
     fn what_is_given_replaces_the_preset() {
-        let args =
-            HyperArgs { gamma: Some(0.5), hidden: Some(vec![32, 16]), ..HyperArgs::default() };
+        let args = HyperArgs { gamma: Some(0.5), hidden: Some([32, 16]), ..HyperArgs::default() };
         let hyper = args.over(Preset::Demo.hyper());
         assert_eq!((hyper.gamma.to_bits(), hyper.hidden), (0.5_f64.to_bits(), [32, 16]));
         assert_eq!(hyper.batch, Hyper::demo().batch);

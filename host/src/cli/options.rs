@@ -4,6 +4,7 @@ use crate::broker::Mosquitto;
 use crate::scenario::Scenario;
 use anyhow::Result;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::sync::Arc;
 
 /// Which broker.
@@ -25,6 +26,21 @@ impl BrokerOptions {
     pub(crate) fn find(&self) -> Result<Mosquitto> {
         Ok(Mosquitto::find(self.mosquitto.as_deref())?)
     }
+}
+
+/// Exactly `N` numbers between commas.
+///
+/// # Errors
+/// What is wrong, for clap's message.
+pub(crate) fn list<T: FromStr, const N: usize>(text: &str) -> Result<[T; N], String> {
+    let number = |part: &str| {
+        part.trim().parse().map_err(|_| format!("{part:?} is no number that fits here"))
+    };
+    let numbers = text.split(',').map(number).collect::<Result<Vec<T>, String>>()?;
+    let found = numbers.len();
+    numbers
+        .try_into()
+        .map_err(|_| format!("{found} given, {N} expected; separate them with commas only"))
 }
 
 /// Loads the scenarios by name or path.

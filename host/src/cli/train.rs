@@ -1,5 +1,6 @@
 //! `host train`.
 
+use super::export::schema_of;
 use super::hyper::{HyperArgs, Preset};
 use super::options::{self, BrokerOptions};
 use super::{Answer, print};
@@ -9,15 +10,13 @@ use crate::env::Environment;
 use crate::env::broker::{BrokerEnv, BrokerEnvConfig};
 use crate::export::{About, export};
 use crate::reward::{DeadlinePrices, RewardKind, SeedWeights};
-use crate::scenario::Scenario;
 use crate::train::{TrainConfig, Trained, train};
-use anyhow::Result;
+use anyhow::{Context as _, Result, bail};
 use brokertuner_core::features::Schema;
 use brokertuner_core::{KNOB_COUNT, KnobSet};
 use clap::ValueEnum;
 use serde::Serialize;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// Where to train.
@@ -57,6 +56,9 @@ impl From<SchemaName> for Schema {
     }
 }
 
+/// Seed of a run that is given none.
+const DEFAULT_SEED: u64 = 1;
+
 /// Train a policy on real brokers.
 ///
 /// Leaves progress.csv, action_throughput_log.csv, checkpoints, the final agent and model.btm in
@@ -69,45 +71,55 @@ pub(crate) struct TrainArgs {
     /// Where to train.
     #[arg(long, value_enum, default_value_t)]
     env: EnvKind,
-    /// Environment steps after which training ends.
-    #[arg(long, default_value_t = 100_000)]
+    /// Environment steps after which training ends, with those before --resume.
+    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..))]
     steps: u64,
-    /// Seconds after which training on real brokers ends.
-    #[arg(long, default_value_t = 1800)]
+    /// Seconds after which training on real brokers ends; --resume has them anew.
+    #[arg(long, default_value_t = 1800, value_parser = clap::value_parser!(u64).range(1..))]
     duration_s: u64,
     /// Steps of an episode.
-    #[arg(long, default_value_t = 200)]
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u64).range(1..))]
     episode_steps: u64,
     /// Steps between checkpoints.
-    #[arg(long, default_value_t = 10_000)]
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
     checkpoint_steps: u64,
     /// Brokers at once. Loads that need a core for themselves want 1.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
     parallel: u8,
-    /// Seed of all random choices.
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
+    /// Seed of all random choices; default: 1, or that of the run that is resumed.
+    #[arg(long)]
+    seed: Option<u64>,
     /// Folder of logs, checkpoints and model.
     #[arg(long, value_name = "DIR", default_value = "runs/train")]
     out: PathBuf,
-    /// Go on from the newest checkpoint in --out.
+    /// Go on from the newest checkpoint in --out, with its hyperparameters, schema and seed.
     #[arg(long)]
     resume: bool,
-    /// Starting point of the hyperparameters.
-    #[arg(long, value_enum, default_value_t)]
-    preset: Preset,
-    /// The state vector.
-    #[arg(long, value_enum, default_value_t)]
-    schema: SchemaName,
+    /// Starting point of the hyperparameters; default: default.
+    #[arg(long, value_enum)]
+    preset: Option<Preset>,
+    /// The state vector; default: edge.
+    #[arg(long, value_enum)]
+    schema: Option<SchemaName>,
     /// What a step is worth.
     #[arg(long, value_enum, default_value_t)]
     reward: RewardName,
     /// Prices of the deadline reward: CPU, memory, change.
-    #[arg(long, value_name = "CPU,MEM,CHANGE", value_delimiter = ',', num_args = 3)]
-    prices: Option<Vec<f64>>,
+    #[arg(
+        long,
+        value_name = "CPU,MEM,CHANGE",
+        allow_hyphen_values = true,
+        value_parser = options::list::<f64, 3>
+    )]
+    prices: Option<[f64; 3]>,
     /// Weights of the seed reward: alpha, beta, gamma, delta.
-    #[arg(long, value_name = "A,B,G,D", value_delimiter = ',', num_args = 4)]
-    weights: Option<Vec<f64>>,
+    #[arg(
+        long,
+        value_name = "A,B,G,D",
+        allow_hyphen_values = true,
+        value_parser = options::list::<f64, 4>
+    )]
+    weights: Option<[f64; 4]>,
     /// The summary as JSON.
     #[arg(long)]
     json: bool,
@@ -125,7 +137,7 @@ struct Summary {
     steps: u64,
     episodes: u64,
     ended: crate::train::Ended,
-    score_mean_last_quarter: f64,
+    score_mean_last_quarter: Option<f64>,
     model: PathBuf,
     deviation_steps_max: f64,
     deviation_steps_mean: f64,
@@ -138,21 +150,40 @@ impl TrainArgs {
     /// Options that do not fit, a broker that cannot be found, files that cannot be written.
     pub(crate) fn run(&self) -> Result<Answer> {
         let EnvKind::Broker = self.env;
-        let hyper = self.hyper.over(self.preset.hyper());
-        hyper.validate()?;
+        if self.json {
+            crate::progress::hide();
+        }
+        let reward = self.reward()?;
+        let (agent, schema) = self.agent()?;
+        // A resumed run has those of its checkpoint, whatever the defaults are now.
+        let hyper = agent.hyper().clone();
         let mosquitto = self.broker.find()?;
         let scenarios = options::scenarios(&self.scenarios)?;
-        let capacity = options::capacity(&mosquitto, &scenarios, self.seed)?;
+        let capacity = options::capacity(&mosquitto, &scenarios, agent.seed())?;
         tracing::info!(
-            seed = self.seed,
+            seed = agent.seed(),
             out = %self.out.display(),
             duration_s = self.duration_s,
             steps = self.steps,
             mosquitto = %mosquitto.version(),
             "training"
         );
-        let envs = self.envs(&mosquitto, &scenarios, &hyper, capacity)?;
-        let agent = self.agent(&hyper)?;
+        let envs = (0..usize::from(self.parallel))
+            .map(|index| {
+                let env = BrokerEnv::new(BrokerEnvConfig {
+                    mosquitto: mosquitto.clone(),
+                    scenarios: scenarios.clone(),
+                    index,
+                    step: Duration::from_secs_f64(hyper.step_s),
+                    schema,
+                    reward,
+                    seed: agent.seed(),
+                    capacity_msgs_per_s: capacity,
+                    allow_uncapped: self.broker.allow_uncapped,
+                })?;
+                Ok(Box::new(env) as Box<dyn Environment>)
+            })
+            .collect::<Result<_>>()?;
         let config = TrainConfig {
             hyper,
             out: self.out.clone(),
@@ -164,75 +195,92 @@ impl TrainArgs {
             resume: self.resume,
         };
         let trained = train(envs, &config, agent)?;
-        self.report(&trained, &config, &mosquitto)
+        self.report(&trained, &config, schema, &mosquitto)
     }
 
-    fn envs(
-        &self,
-        mosquitto: &Mosquitto,
-        scenarios: &[Arc<Scenario>],
-        hyper: &Hyper,
-        capacity_msgs_per_s: Option<f64>,
-    ) -> Result<Vec<Box<dyn Environment>>> {
-        (0..usize::from(self.parallel))
-            .map(|index| {
-                let env = BrokerEnv::new(BrokerEnvConfig {
-                    mosquitto: mosquitto.clone(),
-                    scenarios: scenarios.to_vec(),
-                    index,
-                    step: Duration::from_secs_f64(hyper.step_s),
-                    schema: self.schema.into(),
-                    reward: self.reward(),
-                    seed: self.seed,
-                    capacity_msgs_per_s,
-                    allow_uncapped: self.broker.allow_uncapped,
-                })?;
-                Ok(Box::new(env) as Box<dyn Environment>)
-            })
-            .collect()
-    }
-
-    fn reward(&self) -> RewardKind {
-        match (self.reward, self.prices.as_deref(), self.weights.as_deref()) {
-            (RewardName::Deadline, Some(&[cpu, memory, change]), _) => {
-                RewardKind::Deadline(DeadlinePrices { cpu, memory, change })
+    /// The reward with its prices or weights, which are checked before anything starts.
+    fn reward(&self) -> Result<RewardKind> {
+        let (kind, option) = match (self.reward, self.prices, self.weights) {
+            (RewardName::Deadline, _, Some(_)) => {
+                bail!("--weights belongs to --reward seed; the deadline reward has --prices")
             }
-            (RewardName::Deadline, ..) => RewardKind::Deadline(DeadlinePrices::default()),
-            (RewardName::Seed, _, Some(&[alpha, beta, gamma, delta])) => {
-                RewardKind::Seed(SeedWeights { alpha, beta, gamma, delta })
+            (RewardName::Seed, Some(_), _) => {
+                bail!("--prices belongs to --reward deadline; the seed reward has --weights")
             }
-            (RewardName::Seed, ..) => RewardKind::Seed(SeedWeights::default()),
-        }
+            (RewardName::Deadline, Some([cpu, memory, change]), None) => {
+                (RewardKind::Deadline(DeadlinePrices { cpu, memory, change }), "--prices")
+            }
+            (RewardName::Deadline, ..) => {
+                (RewardKind::Deadline(DeadlinePrices::default()), "--prices")
+            }
+            (RewardName::Seed, None, Some([alpha, beta, gamma, delta])) => {
+                (RewardKind::Seed(SeedWeights { alpha, beta, gamma, delta }), "--weights")
+            }
+            (RewardName::Seed, ..) => (RewardKind::Seed(SeedWeights::default()), "--weights"),
+        };
+        kind.validate().with_context(|| format!("{option} cannot be used"))?;
+        Ok(kind)
     }
 
-    fn agent(&self, hyper: &Hyper) -> Result<Agent> {
-        let schema = Schema::from(self.schema);
+    /// A fresh agent, or that of the newest checkpoint, with the schema of its states.
+    fn agent(&self) -> Result<(Agent, Schema)> {
         if self.resume {
-            let newest = crate::train::newest_checkpoint(&self.out)?;
-            tracing::info!(checkpoint = %newest.display(), "resuming");
-            return Ok(Agent::load(&newest)?);
+            return self.resumed();
         }
-        Ok(Agent::new(hyper.clone(), schema.len(), KNOB_COUNT, self.seed)?)
+        let hyper = self.hyper.over(self.preset.unwrap_or_default().hyper());
+        let schema = Schema::from(self.schema.unwrap_or_default());
+        let seed = self.seed.unwrap_or(DEFAULT_SEED);
+        let agent = Agent::new(hyper, schema.len(), KNOB_COUNT, seed)?;
+        crate::train::refuse_checkpoints(&self.out)?;
+        Ok((agent, schema))
+    }
+
+    /// The newest checkpoint; what is asked for beside it must be what it was trained with.
+    fn resumed(&self) -> Result<(Agent, Schema)> {
+        let newest = crate::train::newest_checkpoint(&self.out)?;
+        tracing::info!(checkpoint = %newest.display(), "resuming");
+        let agent = Agent::load(&newest)?;
+        let name = newest.display();
+        let schema = schema_of(agent.state_dim())
+            .with_context(|| format!("{name} cannot be resumed; begin anew with another --out"))?;
+        let hyper = agent.hyper();
+        let wanted = self.hyper.over(self.preset.map_or_else(|| hyper.clone(), Preset::hyper));
+        let mut faults = differing(hyper, &wanted)?;
+        if let Some(seed) = self.seed.filter(|seed| *seed != agent.seed()) {
+            faults.push(format!("seed is {}, not {seed}", agent.seed()));
+        }
+        if self.schema.is_some_and(|wanted| Schema::from(wanted) != schema) {
+            faults.push(format!("schema is {schema:?}"));
+        }
+        if faults.is_empty() {
+            return Ok((agent, schema));
+        }
+        bail!(
+            "{name} was trained otherwise: {}; leave these options (or --preset) out to go on with \
+             it, or begin anew with another --out",
+            faults.join(", ")
+        )
     }
 
     fn report(
         &self,
         trained: &Trained,
         config: &TrainConfig,
+        schema: Schema,
         mosquitto: &Mosquitto,
     ) -> Result<Answer> {
         let path = self.out.join("model.btm");
         let about = About {
-            schema: self.schema.into(),
+            schema,
             tuned: config.tuned,
             scenarios: self.scenarios.join(" "),
             broker_versions: mosquitto.version().to_string(),
-            scores: format!("training, last quarter: {:.3}", trained.score_mean_last_quarter),
+            scores: format!("training, last quarter: {}", score(trained.score_mean_last_quarter)),
         };
         let deviation = export(&trained.agent, &about, &path)?;
         let summary = Summary {
             version: 1,
-            seed: self.seed,
+            seed: trained.agent.seed(),
             steps: trained.steps,
             episodes: trained.episodes,
             ended: trained.ended,
@@ -245,16 +293,127 @@ impl TrainArgs {
             serde_json::to_string_pretty(&summary)? + "\n"
         } else {
             format!(
-                "{} steps, {} episodes, seed {}; mean score of the last quarter {:.3}\n{} (int8 against f32: largest deviation {:.3}/127, mean {:.3}/127)\n",
+                "{} steps, {} episodes, seed {}; mean score of the last quarter {}\n{} (int8 against f32: largest deviation {:.3}/127, mean {:.3}/127)\n",
                 summary.steps,
                 summary.episodes,
                 summary.seed,
-                summary.score_mean_last_quarter,
+                score(summary.score_mean_last_quarter),
                 summary.model.display(),
                 summary.deviation_steps_max,
                 summary.deviation_steps_mean
             )
         })?;
         Ok(Answer::Yes)
+    }
+}
+
+/// A score for people.
+fn score(score: Option<f64>) -> String {
+    score.map_or_else(|| "unknown (no step has one)".to_owned(), |score| format!("{score:.3}"))
+}
+
+/// Names of the hyperparameters in which a checkpoint is not as wanted, with its values.
+fn differing(hyper: &Hyper, wanted: &Hyper) -> Result<Vec<String>> {
+    let (hyper, wanted) = (serde_json::to_value(hyper)?, serde_json::to_value(wanted)?);
+    let fields = hyper.as_object().into_iter().flatten();
+    let others = fields.filter(|(name, value)| wanted.get(name.as_str()) != Some(*value));
+    Ok(others
+        .map(|(name, value)| {
+            let wanted = wanted.get(name).cloned().unwrap_or_default();
+            format!("{name} is {value}, not {wanted}")
+        })
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+    use clap::Parser as _;
+
+    fn parse(args: &[&str]) -> Result<Box<TrainArgs>> {
+        let command = Cli::try_parse_from([&["host", "train"], args].concat())?.command;
+        let Command::Train(args) = command else { bail!("another verb") };
+        Ok(args)
+    }
+
+    /// What `host train` says before it looks for a broker.
+    fn refusal(args: &[&str]) -> String {
+        let args = [args, &["--mosquitto", "/nonexistent/mosquitto"]].concat();
+        match parse(&args).and_then(|args| args.run()) {
+            Ok(_) => "accepted".to_owned(),
+            Err(error) => format!("{error:#}"),
+        }
+    }
+
+    #[test]
+    fn prices_and_weights_are_refused_before_anything_starts() {
+        for (args, words) in [
+            (&["--prices", "NaN,0,0"][..], &["--prices", "cpu is NaN"][..]),
+            (&["--prices=0,0,-1"], &["--prices", "change is -1"]),
+            (&["--weights", "1,1,1,1"], &["--weights", "--reward seed"]),
+            (&["--reward", "seed", "--weights", "1,inf,1,1"], &["--weights", "beta is inf"]),
+            (&["--reward", "seed", "--prices", "1,1,1"], &["--prices", "--reward deadline"]),
+            (&["--step-s", "1e20"], &["step_s", "0.001 to 3600"]),
+            (&["--steps", "0"], &["--steps"]),
+            (&["--hidden", "64"], &["--hidden", "1 given, 2 expected"]),
+            (&["--prices", "1,x,1"], &["--prices", "\"x\" is no number"]),
+        ] {
+            let message = refusal(args);
+            for word in words {
+                assert!(message.contains(word), "{args:?}: {message}");
+            }
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("fresh").display().to_string();
+        let sound = refusal(&[
+            "--out",
+            &out,
+            "--reward",
+            "seed",
+            "--weights",
+            "-1,1,1,1",
+            "--hidden",
+            "8,8",
+        ]);
+        assert!(sound.contains("/nonexistent/mosquitto"), "{sound}");
+    }
+
+    /// What `host train --out DIR` with more options says where DIR holds a checkpoint of a
+    /// `--preset seed --gamma 0.9 --seed 7` run.
+    fn refusal_beside_checkpoint(args: &[&str]) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        let hyper = Hyper { gamma: 0.9, ..Hyper::seed() };
+        let agent = Agent::new(hyper, Schema::Edge.len(), KNOB_COUNT, 7).unwrap();
+        agent.save(&dir.path().join("checkpoint-00000000.safetensors"), false).unwrap();
+        let out = dir.path().display().to_string();
+        refusal(&[&["--out", &out], args].concat())
+    }
+
+    #[test]
+    fn a_resumed_run_is_that_of_its_checkpoint() {
+        for (args, words) in [
+            (&[][..], &["checkpoint-00000000.safetensors", "--resume", "another --out"][..]),
+            (&["--resume", "--gamma", "0.5"], &["gamma is 0.9, not 0.5", "another --out"]),
+            (&["--resume", "--step-s", "5"], &["step_s is 1.0, not 5.0"]),
+            (&["--resume", "--preset", "demo"], &["batch is 128, not 64", "--preset"]),
+            (&["--resume", "--seed", "8"], &["seed is 7, not 8"]),
+            (&["--resume", "--schema", "seed5"], &["schema is Edge"]),
+        ] {
+            let message = refusal_beside_checkpoint(args);
+            for word in words {
+                assert!(message.contains(word), "{args:?}: {message}");
+            }
+        }
+        for args in [
+            &["--resume"][..],
+            &["--resume", "--step-s", "1", "--seed", "7", "--schema", "edge"],
+            &["--resume", "--preset", "seed", "--gamma", "0.9"],
+        ] {
+            let message = refusal_beside_checkpoint(args);
+            assert!(message.contains("/nonexistent/mosquitto"), "{args:?}: {message}");
+        }
     }
 }

@@ -4,9 +4,9 @@ use super::adam::{Adam, narrow, polyak};
 use super::hyper::INERTIA_WIDTH;
 use super::net::{Mlp, Tape, row_sum, tanh, tanh_into};
 use super::noise::Noise;
-use super::normaliser::Normaliser;
+use super::normaliser::{InputScale, Normaliser};
 use super::quantise::snap;
-use super::replay::{Pending, Replay, Transition, collect};
+use super::replay::{Pending, Replay, Transition, collect, cut};
 use super::{DdpgError, Hyper};
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg32;
@@ -139,6 +139,17 @@ impl Agent {
         })
     }
 
+    /// Replaces what it knows of its features, for an agent that is to act before it has observed
+    /// anything: it would ignore every feature otherwise.
+    ///
+    /// # Errors
+    /// [`DdpgError::Length`]; nothing has changed then.
+    pub fn set_input_scales(&mut self, scales: &[InputScale]) -> Result<(), DdpgError> {
+        DdpgError::check_length("input scales", scales.len(), self.state_dim)?;
+        self.normaliser = Normaliser::of_scales(scales);
+        Ok(())
+    }
+
     /// Its hyperparameters.
     #[must_use]
     pub fn hyper(&self) -> &Hyper {
@@ -183,6 +194,13 @@ impl Agent {
         let count = count.min(stored);
         let index = |number| number * stored / count;
         (0..count).map(|number| self.replay.row(index(number)).state.to_vec()).collect()
+    }
+
+    /// Reward of each transition in the replay buffer, and whether nothing after it counts.
+    #[cfg(test)]
+    pub(crate) fn replay_outcomes(&self) -> impl Iterator<Item = (f32, bool)> {
+        let rows = (0..self.replay.len()).map(|index| self.replay.row(index));
+        rows.map(|row| (row.reward, row.discount == 0.0))
     }
 
     /// The policy's action for raw features, each in -1 to 1; missing features are not-a-number.
@@ -251,6 +269,25 @@ impl Agent {
         }
         self.observed += 1;
         Ok(())
+    }
+
+    /// Ends the returns that environment `lane` still collects, as a truncation in `state` would:
+    /// what follows there is not part of them.
+    ///
+    /// # Errors
+    /// [`DdpgError::Length`]; nothing has changed then.
+    pub fn cut(&mut self, lane: usize, state: &[f32]) -> Result<(), DdpgError> {
+        DdpgError::check_length("features of a state", state.len(), self.state_dim)?;
+        cut(&mut self.pending, &mut self.replay, lane, state);
+        self.noise.reset(lane);
+        Ok(())
+    }
+
+    /// Forgets the returns that are still being collected and where the noise had drifted to: the
+    /// worlds that they belong to are gone.
+    pub fn begin_anew(&mut self) {
+        self.pending.clear();
+        self.noise = Noise::default();
     }
 
     /// One gradient step on a random batch; `None` until the warm-up is over.

@@ -28,6 +28,9 @@ pub enum NoiseKind {
 /// Distance from the action in force within which the charge of [`Hyper::inertia`] is quadratic.
 pub(super) const INERTIA_WIDTH: f32 = 0.1;
 
+/// Lengths of a step that a model file and a clock can hold.
+const STEP_S: std::ops::RangeInclusive<f64> = 0.001..=3600.0;
+
 /// Hyperparameters of a training run; stored in its checkpoints.
 ///
 /// `Default` is the paper's setting with the seed program's values; [`Hyper::demo`] is for a few
@@ -45,7 +48,7 @@ pub struct Hyper {
     pub gamma: f64,
     /// What `gamma` spans.
     pub gamma_unit: GammaUnit,
-    /// Length of an environment step in seconds.
+    /// Length of an environment step in seconds. 0.001 to 3600: the model file has milliseconds.
     pub step_s: f64,
     /// Share by which the targets move to the trained networks at each actor update. Above 0 to 1.
     pub tau: f64,
@@ -194,7 +197,7 @@ impl Hyper {
             ("critic_lr", positive(self.critic_lr), "above 0"),
             ("batch", (1..=65_536).contains(&self.batch), "1 to 65536"),
             ("gamma", (0.0..1.0).contains(&self.gamma), "0 to 1, without 1"),
-            ("step_s", positive(self.step_s), "above 0"),
+            ("step_s", STEP_S.contains(&self.step_s), "0.001 to 3600"),
             ("tau", share(self.tau), "above 0, at most 1"),
             ("replay_capacity", self.replay_capacity >= self.batch, "at least batch"),
             ("sigma_start", not_negative(self.sigma_start), "0 or more"),
@@ -255,6 +258,16 @@ mod tests {
             assert_eq!(serde_json::from_str::<Hyper>(&text).unwrap(), hyper);
         }
         assert!(serde_json::from_str::<Hyper>(r#"{"actor_lrr": 1}"#).is_err());
+    }
+
+    #[test]
+    fn a_step_is_a_millisecond_to_an_hour() {
+        let valid = |step_s| Hyper { step_s, ..Hyper::default() }.validate();
+        for step_s in [1e20, 3600.1, 0.0001, 0.0, -1.0, f64::NAN, f64::INFINITY] {
+            let message = valid(step_s).unwrap_err().to_string();
+            assert!(message.contains("step_s: must be 0.001 to 3600"), "{step_s}: {message}");
+        }
+        valid(0.001).and(valid(3600.0)).unwrap();
     }
 
     #[test]

@@ -44,6 +44,7 @@ mod reference_tests;
 
 pub use agent::{ActorLosses, Agent, Losses};
 pub use hyper::{GammaUnit, Hyper, NoiseKind};
+pub use normaliser::InputScale;
 pub use quantise::{About, Deviation, QuantisedActor, deviation};
 pub use replay::Transition;
 

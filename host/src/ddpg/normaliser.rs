@@ -17,6 +17,17 @@ pub(super) struct Normaliser {
     features: Vec<Feature>,
 }
 
+/// What is done to one raw feature before it enters the actor, as a model file has it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct InputScale {
+    /// Subtracted first.
+    pub mean: f32,
+    /// Multiplied then; 0 where the feature is ignored.
+    pub inv_std: f32,
+    /// Smallest and largest value seen.
+    pub range: (f32, f32),
+}
+
 /// One feature's statistics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Feature {
@@ -31,6 +42,17 @@ struct Feature {
 impl Normaliser {
     pub(super) fn new(dim: usize, active: bool, std_min: f64) -> Self {
         Normaliser { active, std_min, features: vec![Feature::default(); dim] }
+    }
+
+    /// Statistics with which [`Normaliser::scale`] and [`Normaliser::range`] give these numbers.
+    pub(super) fn of_scales(scales: &[InputScale]) -> Self {
+        let feature = |scale: &InputScale| {
+            let (mean, inv_std) = (f64::from(scale.mean), f64::from(scale.inv_std));
+            let squares = if inv_std > 0.0 { inv_std.powi(2).recip() } else { 0.0 };
+            Feature { count: 1, mean, squares, min: scale.range.0, max: scale.range.1 }
+        };
+        let features = scales.iter().map(feature).collect();
+        Normaliser { active: true, std_min: CONSTANT_STD, features }
     }
 
     /// Features.

@@ -144,6 +144,23 @@ pub(super) fn collect(
     });
 }
 
+/// Moves the pending transitions of `lane` into the buffer with the rewards that they have;
+/// `state` is the one that they led to.
+pub(super) fn cut(pending: &mut Vec<Pending>, replay: &mut Replay, lane: usize, state: &[f32]) {
+    pending.retain(|item| {
+        if item.lane == lane {
+            replay.push(&Row {
+                state: &item.state,
+                action: &item.action,
+                reward: item.reward,
+                next_state: state,
+                discount: item.discount,
+            });
+        }
+        item.lane != lane
+    });
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -206,6 +223,18 @@ mod tests {
         let expected =
             vec![[1.0, 2.0, 3.0, 0.25], [10.0, 20.0, 21.0, 0.0], [20.0, 20.0, 21.0, 0.0]];
         assert_eq!(collected(&steps, 2), (expected, 1));
+    }
+
+    #[test]
+    fn a_cut_ends_the_returns_of_its_lane() {
+        let (mut pending, mut replay) = (Vec::new(), Replay::new(1, 1, 100));
+        for transition in [step(0, 1.0, false, false), step(1, 9.0, false, false)] {
+            collect(&mut pending, &mut replay, &transition, 0.5, 3);
+        }
+        collect(&mut pending, &mut replay, &step(0, 2.0, false, false), 0.5, 3);
+        cut(&mut pending, &mut replay, 0, &[3.0]);
+        assert_eq!(rows(&replay), vec![[1.0, 2.0, 3.0, 0.25], [2.0, 2.0, 3.0, 0.5]]);
+        assert_eq!(pending.len(), 1, "the other lane goes on");
     }
 
     #[test]

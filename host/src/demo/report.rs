@@ -1,6 +1,7 @@
 //! What the demo found, as Markdown and JSON.
 
 use super::TUNED_SCORE_MIN;
+use crate::export::replace;
 use crate::trial::Outcome;
 use anyhow::{Context as _, Result};
 use brokertuner_core::render;
@@ -15,6 +16,12 @@ pub(super) struct Measured {
     pub(super) default: Outcome,
     pub(super) untrained: Outcome,
     pub(super) tuned: Outcome,
+}
+
+impl Measured {
+    fn has_void(&self) -> bool {
+        [&self.default, &self.untrained, &self.tuned].iter().any(|arm| arm.load.is_void)
+    }
 }
 
 /// `report.json`, version 1.
@@ -34,11 +41,20 @@ pub(super) struct Report {
 }
 
 impl Report {
-    /// Writes `report.md` and `report.json`.
+    /// Whether the tuned brokers do well on every load, as far as this machine could tell: a run
+    /// whose generator lagged says nothing about the broker.
+    pub(super) fn is_good(&self) -> bool {
+        self.measured.iter().all(|row| {
+            let is_high = row.tuned.load.score.is_some_and(|score| score >= TUNED_SCORE_MIN);
+            is_high && !row.tuned.load.is_void && !row.default.load.is_void
+        })
+    }
+
+    /// Writes `report.md` and `report.json`, each whole or not at all.
     pub(super) fn write(&self, dir: &Path) -> Result<()> {
         for (name, text) in [("report.md", self.markdown()), ("report.json", self.json()?)] {
             let path = dir.join(name);
-            std::fs::write(&path, text)
+            replace(&path, text.as_bytes())
                 .with_context(|| format!("cannot write {}", path.display()))?;
         }
         Ok(())
@@ -52,7 +68,9 @@ impl Report {
         let mut out = format!(
             "# BrokerTuner demo\n\nMosquitto {}, seed {}. Trained for {} s on {} real brokers at once ({} steps).\n\
              Scores are the share of deliveries within their deadline, 0 to 1, measured on live brokers under a\n\
-             load with another seed than the training's; `tuned` and `untrained` were set by `edge` as a process.\n\n\
+             load with another seed than the training's; `tuned` and `untrained` were set by `edge` as a process.\n\
+             The loads were measured at once, one column after the other: the runs shared this machine and were not\n\
+             pinned to cores. `host evaluate` measures one run at a time, pinned.\n\n\
              | load | default | untrained actor | tuned by edge |\n|---|---|---|---|\n",
             self.broker_version, self.seed, self.train_s, self.parallel, self.train_steps
         );
@@ -65,6 +83,11 @@ impl Report {
                 cell(&row.default),
                 cell(&row.untrained),
                 cell(&row.tuned)
+            );
+        }
+        if self.measured.iter().any(Measured::has_void) {
+            out.push_str(
+                "\nA void run says nothing about the broker: run the demo again with less beside it.\n",
             );
         }
         for row in &self.measured {
@@ -120,4 +143,84 @@ fn cell(outcome: &Outcome) -> String {
     let void = if outcome.load.is_void { " (void: the machine was too slow)" } else { "" };
     let score = outcome.load.score.map_or_else(|| "-".to_owned(), |score| format!("{score:.3}"));
     format!("{score}{void}")
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests {
+    use super::*;
+    use crate::load::LoadResult;
+
+    fn outcome(score: f64, is_void: bool) -> Outcome {
+        let tally = serde_json::json!({
+            "expected": 1, "in_time": 1, "lost_late": 0, "lost_queue": 0, "lost_outage": 0, "lost_memory": 0
+        });
+        let load = serde_json::json!({
+            "version": 1, "scenario": "t", "seed": 1, "score": score, "is_void": is_void,
+            "is_complete": true, "seconds": 30, "seconds_void": 0, "capacity_msgs_per_s": null,
+            "tally": tally, "delivered_per_s": 1.0, "duplicates": 0, "unexpected": 0,
+            "discarded_by_publishers": 0, "resent": 0, "connections_lost": 0, "malformed_packets": 0,
+            "rss_bytes_max": null, "rss_seconds_over": 0, "generator_lag_us_p99": 1,
+            "generator_lag_us_max": 1, "generator_turn_us_max": 1, "phases": []
+        });
+        Outcome {
+            load: serde_json::from_value::<LoadResult>(load).unwrap(),
+            agent: None,
+            settings_conf: "max_inflight_messages 1000\n".to_owned(),
+            restarts: 1,
+            is_uncapped: false,
+        }
+    }
+
+    fn report(default: Outcome, tuned: Outcome) -> Report {
+        let untrained = outcome(0.5, false);
+        let row = Measured { scenario: "t".to_owned(), default, untrained, tuned };
+        Report {
+            version: 1,
+            seed: 1,
+            broker_version: "2.0.21".to_owned(),
+            parallel: 4,
+            train_s: 240,
+            train_steps: 100,
+            train_score_mean_last_quarter: 0.9,
+            deviation_steps_max: 1.0,
+            deviation_steps_mean: 0.1,
+            wall_s: 400.0,
+            measured: vec![row],
+        }
+    }
+
+    #[test]
+    fn a_void_run_is_no_success() {
+        assert!(report(outcome(0.0, false), outcome(0.95, false)).is_good());
+        assert!(!report(outcome(0.0, false), outcome(0.89, false)).is_good());
+        assert!(!report(outcome(0.0, false), outcome(0.95, true)).is_good());
+        assert!(!report(outcome(0.0, true), outcome(0.95, false)).is_good());
+    }
+
+    #[test]
+    fn the_report_says_how_it_was_measured_and_what_is_void() {
+        let text = report(outcome(0.0, false), outcome(0.95, false)).markdown();
+        assert!(text.contains("shared this machine and were not\npinned"), "{text}");
+        assert!(!text.contains("void"), "{text}");
+        let text = report(outcome(0.0, false), outcome(0.95, true)).markdown();
+        assert!(text.contains("0.950 (void: the machine was too slow)"), "{text}");
+        assert!(text.contains("A void run says nothing"), "{text}");
+    }
+
+    #[test]
+    fn a_report_is_replaced_whole_and_nothing_stays_beside_it() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("report.md"), "old").unwrap();
+        // What reads the old one keeps it to the end: the new one is another file.
+        let mut old = std::fs::File::open(dir.path().join("report.md")).unwrap();
+        let report = report(outcome(0.0, false), outcome(0.95, false));
+        report.write(dir.path()).unwrap();
+        let mut text = String::new();
+        std::io::Read::read_to_string(&mut old, &mut text).unwrap();
+        assert_eq!(text, "old");
+        let new = std::fs::read_to_string(dir.path().join("report.md")).unwrap();
+        assert_eq!(new, report.markdown());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
+    }
 }

@@ -6,6 +6,7 @@ use crate::load::{LoadConfig, LoadGenerator, Window};
 use crate::logs::ActionRow;
 use crate::reward::{RewardKind, StepView};
 use crate::scenario::Scenario;
+use crate::trial::RSS_PERIOD;
 use anyhow::{Context as _, bail};
 use brokertuner_core::features::{self, Schema, Targets, View};
 use brokertuner_core::knobs::Apply;
@@ -26,8 +27,6 @@ use tempfile::TempDir;
 const LOAD_CHECK_STEPS: u64 = 5;
 /// Steps on the defaults before an episode's first decision: 1 to this many.
 const DEFAULT_STEPS_MAX: u64 = 3;
-/// How often resident memory is sampled for the score.
-const RSS_PERIOD: Duration = Duration::from_millis(100);
 /// How often the agent's own messages go through the broker.
 const PROBE_INTERVAL: Duration = Duration::from_millis(500);
 /// Longest wait for one CONNACK.
@@ -63,6 +62,7 @@ pub struct BrokerEnv {
     config: BrokerEnvConfig,
     world: Option<World>,
     scenario: Arc<Scenario>,
+    episode: u64,
     steps: u64,
 }
 
@@ -76,20 +76,21 @@ impl BrokerEnv {
             bail!("no scenario to train on; give at least one with --scenario");
         };
         let scenario = Arc::clone(first);
-        Ok(BrokerEnv { config, world: None, scenario, steps: 0 })
+        Ok(BrokerEnv { config, world: None, scenario, episode: 0, steps: 0 })
     }
 
     fn world(&mut self) -> anyhow::Result<&mut World> {
         self.world.as_mut().context("the environment was stepped before its first reset")
     }
 
-    /// Builds a new world after the broker was lost, and marks the step as cut.
+    /// Builds the episode's world anew after the broker was lost, and marks the step as cut.
     fn recover(&mut self, applied: &'static str) -> anyhow::Result<StepOutcome> {
         tracing::warn!(env = self.config.index, "the broker ended; a new one is started");
-        let state = self.reset(self.steps)?;
-        let row =
-            ActionRow { scenario: self.scenario.name.clone(), applied, ..ActionRow::default() };
-        let reward = self.config.reward.worst();
+        // The load that the step was lost under.
+        let (scenario, site) = (self.scenario.name.clone(), site_values(&self.scenario));
+        let state = self.reset(self.episode)?;
+        let row = ActionRow { scenario, applied, site, ..ActionRow::default() };
+        let reward = Some(self.config.reward.worst());
         Ok(StepOutcome { state, reward, score: Some(0.0), is_cut: true, row })
     }
 }
@@ -98,6 +99,7 @@ impl Environment for BrokerEnv {
     fn reset(&mut self, episode: u64) -> anyhow::Result<Vec<f32>> {
         // The old world's processes end before the new ones start.
         self.world = None;
+        self.episode = episode;
         let turn = usize::try_from(episode)? % self.config.scenarios.len();
         self.scenario = Arc::clone(&self.config.scenarios[turn]);
         let mut world = World::start(&self.config, &self.scenario, episode)?;
@@ -108,6 +110,8 @@ impl Environment for BrokerEnv {
             world.pass(Instant::now() + self.config.step)?;
             (_, state) = world.look(self.config.schema);
         }
+        // What expired meanwhile is the defaults' score: no action of this episode earned it.
+        let _ = world.load.window();
         self.world = Some(world);
         Ok(state)
     }
@@ -123,7 +127,7 @@ impl Environment for BrokerEnv {
             if crate::broker::interrupted() {
                 bail!("interrupted");
             }
-            return self.recover("lost");
+            return self.recover(crate::logs::LOST);
         }
         let load_restarted = steps.is_multiple_of(LOAD_CHECK_STEPS) && world.mend_load()?;
         let (metrics, state) = world.look(schema);
@@ -144,14 +148,6 @@ impl Environment for BrokerEnv {
 
     fn scenario(&self) -> &str {
         &self.scenario.name
-    }
-
-    fn effective(&self) -> Settings {
-        self.world.as_ref().map(|world| world.settings).unwrap_or_default()
-    }
-
-    fn step_s(&self) -> f64 {
-        self.config.step.as_secs_f64()
     }
 }
 
@@ -181,9 +177,7 @@ struct World {
 }
 
 /// How a scenario wants its broker to be started.
-///
-/// # Errors
-/// A quota that cannot be set, unless `allow_uncapped`.
+#[must_use]
 pub fn spawn_config(scenario: &Scenario) -> SpawnConfig {
     SpawnConfig {
         persistence: scenario.broker.persistence,
@@ -341,7 +335,7 @@ impl World {
         window: &Window,
         change: &Change,
         applied: &'static str,
-        reward: f64,
+        reward: Option<f64>,
     ) -> ActionRow {
         ActionRow {
             applied,
@@ -354,6 +348,7 @@ impl World {
             cpu_share: metrics.cpu_share,
             rss_bytes: metrics.rss_bytes,
             settings: self.settings,
+            site: self.envelope.site,
             ..ActionRow::default()
         }
     }
@@ -384,5 +379,56 @@ fn applier(
     match damage {
         None => Ok(applier),
         Some(damage) => Err(damage.into()),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests {
+    use super::*;
+    use crate::reward::DeadlinePrices;
+
+    fn env(names: &[&str]) -> BrokerEnv {
+        let scenario = |name: &&str| {
+            let text = format!(
+                "schema = 1\nname = \"{name}\"\nsummary = \"t\"\nrss_limit_mib = 64\ndeadline_ms = 100\n\
+                 [[phase]]\nname = \"p\"\nduration_s = 60\n\
+                 [[phase.publish]]\nname = \"w\"\nclients = 1\nrate_hz = 20\npayload_bytes = 16\ntopic = \"a\"\n\
+                 [[phase.subscribe]]\nname = \"r\"\nclients = 1\nfilter = \"a\"\n"
+            );
+            Arc::new(Scenario::parse(&text, "test").unwrap())
+        };
+        BrokerEnv::new(BrokerEnvConfig {
+            mosquitto: Mosquitto::find(None).unwrap(),
+            scenarios: names.iter().map(scenario).collect(),
+            index: 0,
+            step: Duration::from_secs(1),
+            schema: Schema::Edge,
+            reward: RewardKind::Deadline(DeadlinePrices::default()),
+            seed: 1,
+            capacity_msgs_per_s: None,
+            allow_uncapped: false,
+        })
+        .unwrap()
+    }
+
+    #[test]
+    fn the_seconds_on_the_defaults_are_no_part_of_the_first_step() {
+        let mut env = env(&["a"]);
+        // Episode 2 holds the defaults for three steps.
+        env.reset(2).unwrap();
+        let window = env.world().unwrap().load.window();
+        assert!(window.seconds <= 1, "{window:?}");
+    }
+
+    #[test]
+    fn a_lost_broker_does_not_change_the_episodes_load() {
+        let mut env = env(&["a", "b"]);
+        env.reset(0).unwrap();
+        // An odd number of steps: taken for an episode it would be the other load's turn.
+        env.steps = 7;
+        let outcome = env.recover("lost").unwrap();
+        assert_eq!((outcome.row.scenario.as_str(), env.scenario()), ("a", "a"));
+        assert!(outcome.is_cut);
     }
 }

@@ -3,15 +3,16 @@
 pub mod broker;
 
 use crate::logs::ActionRow;
-use brokertuner_core::{Action, Settings};
+use brokertuner_core::Action;
 
 /// What one step brought.
 #[derive(Clone, Debug)]
 pub struct StepOutcome {
     /// The next state, of the schema's length.
     pub state: Vec<f32>,
-    /// What the step was worth.
-    pub reward: f64,
+    /// What the step was worth; `None` where it says nothing about the settings, so that nothing
+    /// must be learnt of it.
+    pub reward: Option<f64>,
     /// In-time deliveries over expected; `None` where no deadline expired.
     pub score: Option<f64>,
     /// The episode's world was lost and has been built anew: `state` does not follow from the
@@ -39,10 +40,4 @@ pub trait Environment: Send {
 
     /// Name of the load of the current episode.
     fn scenario(&self) -> &str;
-
-    /// Settings in force.
-    fn effective(&self) -> Settings;
-
-    /// Length of a step in seconds, for the discount per second.
-    fn step_s(&self) -> f64;
 }

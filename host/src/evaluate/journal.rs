@@ -1,5 +1,6 @@
 //! The result file: one JSON object per line, appended and flushed as each trial ends.
 
+use super::identity::{Differs, Identity};
 use crate::trial::Outcome;
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
@@ -14,6 +15,8 @@ pub struct Record {
     pub scenario: String,
     /// Name of the arm.
     pub arm: String,
+    /// Seed of the actor, in the `untrained` arm.
+    pub actor: Option<u64>,
     /// Which repeat, from 0.
     pub repeat: u32,
     /// Seed of the load.
@@ -24,8 +27,35 @@ pub struct Record {
     pub is_void: bool,
     /// Version of the broker.
     pub broker_version: String,
+    /// Digests of what was measured.
+    pub identity: Identity,
     /// All that was measured.
     pub outcome: Outcome,
+}
+
+impl Record {
+    /// The score, where it says something.
+    #[must_use]
+    pub fn counted_score(&self) -> Option<f64> {
+        self.score.filter(|_| !self.is_void)
+    }
+}
+
+/// Which measurement: no two records have the same key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Key {
+    pub(super) scenario: String,
+    pub(super) arm: String,
+    pub(super) actor: Option<u64>,
+    pub(super) repeat: u32,
+    pub(super) seed: u64,
+}
+
+impl Key {
+    fn is_of(&self, record: &Record) -> bool {
+        (&self.scenario, &self.arm) == (&record.scenario, &record.arm)
+            && (self.actor, self.repeat) == (record.actor, record.repeat)
+    }
 }
 
 /// The records so far, and the file that they stand in.
@@ -56,7 +86,9 @@ impl Journal {
             }
         }
         let whole = text.rfind('\n').map_or(0, |end| end + 1);
-        let records = parse(&text[..whole]).with_context(|| format!("{name} is no result file"))?;
+        let records = parse(&text[..whole]).with_context(|| {
+            format!("{name} is no result file of this version; give another --out")
+        })?;
         let file = OpenOptions::new()
             .create(true)
             .append(true)
@@ -66,17 +98,45 @@ impl Journal {
         Ok(Journal { path: path.to_owned(), file, records })
     }
 
-    /// Whether that measurement is there.
-    #[must_use]
-    pub fn has(&self, scenario: &str, arm: &str, repeat: u32) -> bool {
-        self.find(scenario, arm, repeat).is_some()
+    /// That measurement.
+    pub(super) fn find(&self, key: &Key) -> Option<&Record> {
+        self.records.iter().find(|record| key.is_of(record))
     }
 
-    /// That measurement.
-    #[must_use]
-    pub fn find(&self, scenario: &str, arm: &str, repeat: u32) -> Option<&Record> {
-        let is_it = |r: &&Record| r.scenario == scenario && r.arm == arm && r.repeat == repeat;
-        self.records.iter().find(is_it)
+    /// Holds what is to be measured now against what was measured before.
+    ///
+    /// # Errors
+    /// [`Differs`] where one table would show the two as one.
+    pub(super) fn check(
+        &self,
+        key: &Key,
+        identity: &Identity,
+        file: Option<&Path>,
+    ) -> Result<(), Differs> {
+        let differs = |record: &Record| {
+            let is_repeat = key.is_of(record);
+            let is_arm = (&key.arm, key.actor) == (&record.arm, record.actor);
+            let what = if record.identity.rules != identity.rules {
+                "profile, Mosquitto, pinning or version of this program".to_owned()
+            } else if key.scenario == record.scenario
+                && record.identity.scenario != identity.scenario
+            {
+                "text of the scenario, or with --quick and without".to_owned()
+            } else if is_arm && record.identity.setter != identity.setter {
+                match (file, key.actor) {
+                    (Some(file), _) => format!("content of {}", file.display()),
+                    (None, Some(_)) => "--model, which the untrained actors are like".to_owned(),
+                    (None, None) => "--random-n or --seed".to_owned(),
+                }
+            } else if is_repeat && record.seed != key.seed {
+                format!("--seed ({} in this repeat, now {})", record.seed, key.seed)
+            } else {
+                return None;
+            };
+            let (arm, scenario) = (record.arm.clone(), record.scenario.clone());
+            Some(Differs { out: self.path.clone(), arm, scenario, what })
+        };
+        self.records.iter().find_map(differs).map_or(Ok(()), Err)
     }
 
     /// Appends a measurement.
@@ -93,10 +153,16 @@ impl Journal {
         Ok(())
     }
 
-    /// All measurements.
+    /// All measurements so far.
     #[must_use]
-    pub fn into_records(self) -> Vec<Record> {
-        self.records
+    pub fn records(&self) -> &[Record] {
+        &self.records
+    }
+
+    /// The broker's capacity that these measurements are multiples of: one table has one rate.
+    #[must_use]
+    pub fn capacity_msgs_per_s(&self) -> Option<f64> {
+        self.records.iter().find_map(|record| record.outcome.load.capacity_msgs_per_s)
     }
 }
 

@@ -1,21 +1,33 @@
 //! `host evaluate`: arms against scenarios, unit by unit, each result appended to a file.
 
 mod arms;
+mod identity;
 mod journal;
 mod table;
+#[cfg(test)]
+mod tests;
+mod untrained;
 
-pub use arms::{Arm, ArmError};
+pub use arms::{Arm, ArmError, tell_apart};
+pub use identity::{Differs, Identity};
 pub use journal::{Journal, Record};
-pub use table::{Summary, mean_and_sd, summarise, text};
+pub use table::{Summary, losses, mean_and_sd, summarise, text};
+pub use untrained::Architecture;
 
 use crate::broker::Mosquitto;
+use crate::progress::Progress;
 use crate::scenario::Scenario;
 use crate::trial::{Profile, Setter, Trial};
 use anyhow::Context as _;
-use brokertuner_core::Settings;
-use std::path::PathBuf;
+use brokertuner_core::{Settings, render};
+use journal::Key;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+/// Added to the seed for the tries of the `random` arm, which no later measurement uses: the choice
+/// must not be judged on its own run.
+const TRY_SEED_OFFSET: u64 = 1_000_000;
 
 /// What is compared, on what, and how often.
 #[derive(Clone, Debug)]
@@ -34,10 +46,6 @@ pub struct EvaluateConfig {
     pub seed: u64,
     /// Random settings that the `random` arm tries on one run each.
     pub random_count: u32,
-    /// File that each result is appended to.
-    pub out: PathBuf,
-    /// Leave out what the file holds already.
-    pub resume: bool,
     /// Stop starting new trials after this long; `resume` goes on.
     pub duration: Option<Duration>,
     /// Rules of the comparison.
@@ -56,10 +64,19 @@ pub struct EvaluateConfig {
 #[derive(Clone, Debug)]
 struct Unit<'a> {
     scenario: &'a Arc<Scenario>,
-    arm: String,
     setter: Setter,
-    repeat: u32,
-    seed: u64,
+    key: Key,
+    identity: Identity,
+    /// What its setter was read from.
+    file: Option<PathBuf>,
+}
+
+/// Who measures in a unit: the arm's name, the actor's seed, and what tells the setter from others.
+struct Who<'a> {
+    arm: String,
+    actor: Option<u64>,
+    digest: String,
+    file: Option<&'a Path>,
 }
 
 /// Whether everything was measured.
@@ -71,122 +88,240 @@ pub enum Done {
     Partly,
 }
 
+/// An evaluation that goes on.
+struct Progressing<'a> {
+    journal: &'a mut Journal,
+    progress: Progress,
+    started: Instant,
+    /// Measurements made since then.
+    measured: u64,
+}
+
+/// What came of trying the random settings.
+enum Choice {
+    Best(Settings),
+    TimeIsUp,
+    /// Every run was void.
+    None,
+}
+
 /// Measures what is missing. Arms are interleaved within a repeat, so that drift of the machine
-/// falls on all alike.
+/// falls on all alike. What was measured stands in the journal, whatever this answers.
 ///
 /// # Errors
-/// A trial that cannot be run, or a result that cannot be written.
-pub fn evaluate(config: &EvaluateConfig) -> anyhow::Result<(Vec<Record>, Done)> {
-    let mut journal = Journal::open(&config.out, config.resume)?;
-    let started = Instant::now();
+/// As [`EvaluateConfig::check`]; a trial that cannot be run, or a result that cannot be written.
+pub fn evaluate(config: &EvaluateConfig, journal: &mut Journal) -> anyhow::Result<Done> {
+    let progress = Progress::new(config.check(journal)?);
+    let mut run = Progressing { journal, progress, started: Instant::now(), measured: 0 };
     for repeat in 0..config.repeats {
         for scenario in &config.scenarios {
             for arm in &config.arms {
-                for unit in units(config, &mut journal, started, scenario, arm, repeat)? {
-                    if journal.has(&unit.scenario.name, &unit.arm, unit.repeat) {
-                        continue;
+                let mut best = None;
+                if matches!(arm, Arm::Random) {
+                    match config.best_random(&mut run, scenario)? {
+                        Choice::Best(settings) => best = Some(settings),
+                        Choice::TimeIsUp => return Ok(Done::Partly),
+                        Choice::None => {
+                            tracing::warn!(
+                                scenario = scenario.name,
+                                "no try of the random arm counts, so that it is left out: the \
+                                 machine is too slow for this load"
+                            );
+                            continue;
+                        }
                     }
-                    if config.duration.is_some_and(|limit| started.elapsed() >= limit) {
-                        return Ok((journal.into_records(), Done::Partly));
+                }
+                for unit in config.units(scenario, arm, repeat, best)? {
+                    if !config.measure_missing(&mut run, &unit)? {
+                        return Ok(Done::Partly);
                     }
-                    journal.append(measure(config, &unit)?)?;
                 }
             }
         }
     }
-    Ok((journal.into_records(), Done::All))
+    Ok(Done::All)
 }
 
-/// The measurements of one arm in one repeat. The `random` arm first tries its settings once each.
-fn units<'a>(
-    config: &EvaluateConfig,
-    journal: &mut Journal,
-    started: Instant,
-    scenario: &'a Arc<Scenario>,
-    arm: &Arm,
-    repeat: u32,
-) -> anyhow::Result<Vec<Unit<'a>>> {
-    let seed = config.seed + u64::from(repeat);
-    let unit = |arm: String, setter| Unit { scenario, arm, setter, repeat, seed };
-    let edge = || config.edge.clone().context("this arm needs the edge program");
-    Ok(match arm {
-        Arm::Default => vec![unit(arm.name(), Setter::Fixed(Settings::UNWRITTEN))],
-        Arm::Fixed { settings, .. } => vec![unit(arm.name(), Setter::Fixed(*settings))],
-        Arm::Model { path, .. } => {
-            vec![unit(arm.name(), Setter::Edge { edge: edge()?, model: path.clone() })]
+impl EvaluateConfig {
+    /// Holds everything that is to be measured against what the journal has. Answers how many
+    /// measurements are missing.
+    ///
+    /// # Errors
+    /// [`Differs`] where the two do not belong into one table; two scenarios of one name; a model
+    /// that cannot be read.
+    pub fn check(&self, journal: &Journal) -> anyhow::Result<u64> {
+        let mut missing = 0;
+        for (index, scenario) in self.scenarios.iter().enumerate() {
+            anyhow::ensure!(
+                self.scenarios[..index].iter().all(|earlier| earlier.name != scenario.name),
+                "--scenario: two are called {:?}; give each once, or change the key `name` of one",
+                scenario.name
+            );
         }
-        Arm::Untrained { models } => {
-            // One of the five seeds per repeat, so that the arm costs no more than the others.
-            let model = &models[repeat as usize % models.len()];
-            vec![unit(arm.name(), Setter::Edge { edge: edge()?, model: model.clone() })]
+        for repeat in 0..self.repeats {
+            for scenario in &self.scenarios {
+                for arm in &self.arms {
+                    // Which random settings are best is not known yet, and follows from the tries.
+                    let best = Some(Settings::UNWRITTEN);
+                    let mut units = self.units(scenario, arm, repeat, best)?;
+                    if repeat == 0 && matches!(arm, Arm::Random) {
+                        units.extend(self.tries(scenario).map(|(unit, _)| unit));
+                    }
+                    for Unit { key, identity, file, .. } in &units {
+                        journal.check(key, identity, file.as_deref())?;
+                        missing += u64::from(journal.find(key).is_none());
+                    }
+                }
+            }
         }
-        Arm::Random => {
-            let Some(best) = best_random(config, journal, started, scenario)? else {
-                return Ok(Vec::new());
-            };
-            vec![unit(arm.name(), Setter::Fixed(best))]
-        }
-    })
-}
-
-/// The best of the random settings by one run each; `None` where the time ran out before.
-fn best_random(
-    config: &EvaluateConfig,
-    journal: &mut Journal,
-    started: Instant,
-    scenario: &Arc<Scenario>,
-) -> anyhow::Result<Option<Settings>> {
-    let candidates = arms::random_settings(config.random_count, config.seed, scenario);
-    for (index, settings) in candidates.iter().enumerate() {
-        let arm = format!("random-{index}");
-        if journal.has(&scenario.name, &arm, 0) {
-            continue;
-        }
-        if config.duration.is_some_and(|limit| started.elapsed() >= limit) {
-            return Ok(None);
-        }
-        // A seed that no later measurement uses: the choice must not be judged on its own run.
-        let seed = config.seed + 1_000_000;
-        let unit = Unit { scenario, arm, setter: Setter::Fixed(*settings), repeat: 0, seed };
-        journal.append(measure(config, &unit)?)?;
+        Ok(missing)
     }
-    let score = |index: usize| {
-        let arm = format!("random-{index}");
-        journal.find(&scenario.name, &arm, 0).and_then(|record| record.score).unwrap_or(0.0)
-    };
-    let best = (0..candidates.len()).max_by(|&a, &b| score(a).total_cmp(&score(b)));
-    Ok(best.map(|index| candidates[index]))
+
+    /// The measurements of one arm in one repeat; `best` are the settings that the `random` arm
+    /// has chosen.
+    fn units<'a>(
+        &self,
+        scenario: &'a Arc<Scenario>,
+        arm: &Arm,
+        repeat: u32,
+        best: Option<Settings>,
+    ) -> anyhow::Result<Vec<Unit<'a>>> {
+        let seed = self.seed.wrapping_add(u64::from(repeat));
+        let unit = |who: Who<'_>, setter| self.unit(scenario, who, setter, repeat, seed);
+        let fixed = |settings: &Settings, file| {
+            let digest = of_settings(settings);
+            let who = Who { arm: arm.name(), actor: None, digest, file };
+            unit(who, Setter::Fixed(*settings))
+        };
+        let tuned = |actor: Option<u64>, model: &PathBuf| {
+            let bytes =
+                std::fs::read(model).with_context(|| format!("cannot read {}", model.display()))?;
+            let digest = identity::digest(&bytes);
+            let file = actor.is_none().then_some(model.as_path());
+            let edge = self.edge.clone().context("this arm needs the edge program")?;
+            let setter = Setter::Edge { edge, model: model.clone() };
+            anyhow::Ok(unit(Who { arm: arm.name(), actor, digest, file }, setter))
+        };
+        match arm {
+            Arm::Default => Ok(vec![fixed(&Settings::UNWRITTEN, None)]),
+            Arm::Fixed { settings, path, .. } => Ok(vec![fixed(settings, Some(path))]),
+            Arm::Model { path, .. } => Ok(vec![tuned(None, path)?]),
+            Arm::Untrained { actors } => {
+                actors.iter().map(|(seed, path)| tuned(Some(*seed), path)).collect()
+            }
+            Arm::Random => {
+                let Some(best) = best else { return Ok(Vec::new()) };
+                // How it was chosen is what it is: the choice itself depends on the machine.
+                let how = format!("best of {} with seed {}", self.random_count, self.seed);
+                let digest = identity::digest(how.as_bytes());
+                let who = Who { arm: arm.name(), actor: None, digest, file: None };
+                Ok(vec![unit(who, Setter::Fixed(best))])
+            }
+        }
+    }
+
+    fn unit<'a>(
+        &self,
+        scenario: &'a Arc<Scenario>,
+        who: Who<'_>,
+        setter: Setter,
+        repeat: u32,
+        seed: u64,
+    ) -> Unit<'a> {
+        let rules = identity::of_rules(&self.profile, &self.broker_version, self.pin);
+        let name = scenario.name.clone();
+        Unit {
+            scenario,
+            setter,
+            key: Key { scenario: name, arm: who.arm, actor: who.actor, repeat, seed },
+            identity: Identity {
+                scenario: identity::of_scenario(scenario),
+                setter: who.digest,
+                rules,
+            },
+            file: who.file.map(Path::to_owned),
+        }
+    }
+
+    /// One run of each of the settings that the `random` arm chooses from.
+    fn tries<'a>(
+        &self,
+        scenario: &'a Arc<Scenario>,
+    ) -> impl Iterator<Item = (Unit<'a>, Settings)> + use<'a, '_> {
+        let settings = arms::random_settings(self.random_count, self.seed, scenario);
+        settings.into_iter().enumerate().map(move |(index, settings)| {
+            let (arm, digest) = (arms::try_name(index), of_settings(&settings));
+            let who = Who { arm, actor: None, digest, file: None };
+            let seed = self.seed.wrapping_add(TRY_SEED_OFFSET);
+            (self.unit(scenario, who, Setter::Fixed(settings), 0, seed), settings)
+        })
+    }
+
+    /// The best of the random settings by one run each that counts.
+    fn best_random(
+        &self,
+        run: &mut Progressing<'_>,
+        scenario: &Arc<Scenario>,
+    ) -> anyhow::Result<Choice> {
+        let mut best: Option<(f64, Settings)> = None;
+        for (unit, settings) in self.tries(scenario) {
+            if !self.measure_missing(run, &unit)? {
+                return Ok(Choice::TimeIsUp);
+            }
+            let score = run.journal.find(&unit.key).and_then(Record::counted_score);
+            if let Some(score) = score.filter(|score| best.is_none_or(|(most, _)| *score > most)) {
+                best = Some((score, settings));
+            }
+        }
+        Ok(best.map_or(Choice::None, |(_, settings)| Choice::Best(settings)))
+    }
+
+    /// Measures a unit that the journal does not have. Answers false where the time is up.
+    fn measure_missing(&self, run: &mut Progressing<'_>, unit: &Unit<'_>) -> anyhow::Result<bool> {
+        if run.journal.find(&unit.key).is_some() {
+            return Ok(true);
+        }
+        if self.duration.is_some_and(|limit| run.started.elapsed() >= limit) {
+            return Ok(false);
+        }
+        run.progress.set(run.measured, format!("{} with {}", unit.key.scenario, unit.key.arm));
+        // A file may have been replaced since the start: hours may lie between.
+        run.journal.check(&unit.key, &unit.identity, unit.file.as_deref())?;
+        run.journal.append(measure(self, unit)?)?;
+        run.measured += 1;
+        Ok(true)
+    }
+}
+
+fn of_settings(settings: &Settings) -> String {
+    identity::digest(render::render(settings).as_str().as_bytes())
 }
 
 fn measure(config: &EvaluateConfig, unit: &Unit<'_>) -> anyhow::Result<Record> {
-    tracing::info!(
-        scenario = unit.scenario.name,
-        arm = unit.arm,
-        repeat = unit.repeat,
-        seed = unit.seed,
-        "measuring"
-    );
+    let Key { scenario, arm, actor, repeat, seed } = unit.key.clone();
+    tracing::info!(scenario, arm, actor, repeat, seed, "measuring");
     let trial = Trial {
         mosquitto: config.mosquitto.clone(),
         scenario: Arc::clone(unit.scenario),
         setter: unit.setter.clone(),
-        seed: unit.seed,
+        seed,
         profile: config.profile,
         pin: config.pin,
         capacity_msgs_per_s: config.capacity_msgs_per_s,
         allow_uncapped: config.allow_uncapped,
     };
-    let outcome = trial.run().with_context(|| {
-        format!("{} with {} (repeat {})", unit.scenario.name, unit.arm, unit.repeat)
-    })?;
+    let outcome =
+        trial.run().with_context(|| format!("{scenario} with {arm} (repeat {repeat})"))?;
     let record = Record {
-        scenario: unit.scenario.name.clone(),
-        arm: unit.arm.clone(),
-        repeat: unit.repeat,
-        seed: unit.seed,
+        scenario,
+        arm,
+        actor,
+        repeat,
+        seed,
         score: outcome.load.score,
         is_void: outcome.load.is_void,
         broker_version: config.broker_version.clone(),
+        identity: unit.identity.clone(),
         outcome,
     };
     tracing::info!(

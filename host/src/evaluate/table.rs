@@ -1,6 +1,7 @@
 //! Means and spreads of an evaluation, as numbers and as a table.
 
-use super::Record;
+use super::{Record, arms};
+use crate::load::score::Tally;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -20,6 +21,17 @@ pub struct Summary {
     pub score_mean: f64,
     /// Their standard deviation (n - 1); 0 for a single one.
     pub score_sd: f64,
+    /// Of the measurements that count, those without the CPU quota that the load asks for: they
+    /// say nothing about a small gateway.
+    pub uncapped: usize,
+    /// Seconds of the measurements that count.
+    pub seconds: u64,
+    /// Of them left out because the generator lagged.
+    pub seconds_void: u64,
+    /// The broker's capacity that the load's rates were multiples of.
+    pub capacity_msgs_per_s: Option<f64>,
+    /// What became of the messages of the measurements that count.
+    pub tally: Tally,
 }
 
 /// Mean and standard deviation per scenario and arm, in order of first appearance of the arms.
@@ -28,7 +40,7 @@ pub struct Summary {
 pub fn summarise(records: &[Record]) -> Vec<Summary> {
     let mut groups: BTreeMap<(&str, usize), Vec<&Record>> = BTreeMap::new();
     let mut arms: Vec<&str> = Vec::new();
-    for record in records.iter().filter(|record| !is_try(&record.arm)) {
+    for record in records.iter().filter(|record| !arms::is_try(&record.arm)) {
         let arm = arms.iter().position(|arm| *arm == record.arm).unwrap_or_else(|| {
             arms.push(&record.arm);
             arms.len() - 1
@@ -41,13 +53,12 @@ pub fn summarise(records: &[Record]) -> Vec<Summary> {
         .collect()
 }
 
-fn is_try(arm: &str) -> bool {
-    arm.strip_prefix("random-").is_some_and(|index| index.parse::<u32>().is_ok())
-}
-
 fn summary(scenario: &str, arm: &str, group: &[&Record]) -> Summary {
-    let scores: Vec<f64> = group.iter().filter(|r| !r.is_void).filter_map(|r| r.score).collect();
+    let counted: Vec<&Record> =
+        group.iter().copied().filter(|record| record.counted_score().is_some()).collect();
+    let scores: Vec<f64> = counted.iter().filter_map(|record| record.counted_score()).collect();
     let (score_mean, score_sd) = mean_and_sd(&scores);
+    let loads = || counted.iter().map(|record| &record.outcome.load);
     Summary {
         scenario: scenario.to_owned(),
         arm: arm.to_owned(),
@@ -55,6 +66,22 @@ fn summary(scenario: &str, arm: &str, group: &[&Record]) -> Summary {
         void: group.len() - scores.len(),
         score_mean,
         score_sd,
+        uncapped: counted.iter().filter(|record| record.outcome.is_uncapped).count(),
+        seconds: loads().map(|load| load.seconds).sum(),
+        seconds_void: loads().map(|load| load.seconds_void).sum(),
+        capacity_msgs_per_s: group.iter().find_map(|r| r.outcome.load.capacity_msgs_per_s),
+        tally: loads().fold(Tally::default(), |sum, load| added(sum, load.tally)),
+    }
+}
+
+fn added(a: Tally, b: Tally) -> Tally {
+    Tally {
+        expected: a.expected + b.expected,
+        in_time: a.in_time + b.in_time,
+        lost_late: a.lost_late + b.lost_late,
+        lost_queue: a.lost_queue + b.lost_queue,
+        lost_outage: a.lost_outage + b.lost_outage,
+        lost_memory: a.lost_memory + b.lost_memory,
     }
 }
 
@@ -80,29 +107,72 @@ pub fn text(summaries: &[Summary]) -> String {
             scenarios.push(&summary.scenario);
         }
     }
-    let mut out = format!("{:<20}", "scenario");
-    for arm in &arms {
-        let _ = write!(out, " {arm:>20}");
+    let cell = |scenario: &str, arm: &str| {
+        let found = summaries.iter().find(|s| s.scenario == scenario && s.arm == arm);
+        found.map_or_else(|| "-".to_owned(), cell)
+    };
+    let widths: Vec<usize> = arms
+        .iter()
+        .map(|arm| {
+            let cells = scenarios.iter().map(|scenario| cell(scenario, arm).len());
+            cells.chain([arm.len(), COLUMN]).max().unwrap_or(COLUMN)
+        })
+        .collect();
+    let mut out = format!("{:<COLUMN$}", "scenario");
+    for (arm, width) in arms.iter().zip(&widths) {
+        let _ = write!(out, " {arm:>width$}");
     }
     out.push('\n');
     for scenario in scenarios {
-        let _ = write!(out, "{scenario:<20}");
-        for arm in &arms {
-            let found = summaries.iter().find(|s| s.scenario == scenario && s.arm == *arm);
-            let cell = found.map_or_else(|| "-".to_owned(), cell);
-            let _ = write!(out, " {cell:>20}");
+        let _ = write!(out, "{scenario:<COLUMN$}");
+        for (arm, width) in arms.iter().zip(&widths) {
+            let _ = write!(out, " {:>width$}", cell(scenario, arm));
         }
         out.push('\n');
     }
     out
 }
 
+/// Least width of a column of names or scores.
+const COLUMN: usize = 20;
+
 fn cell(summary: &Summary) -> String {
-    let void = if summary.void > 0 { format!(", {} void", summary.void) } else { String::new() };
     if summary.repeats == 0 {
         return format!("void ({})", summary.void);
     }
-    format!("{:.3} +- {:.3} ({}{void})", summary.score_mean, summary.score_sd, summary.repeats)
+    let mut out =
+        format!("{:.3} +- {:.3} ({}", summary.score_mean, summary.score_sd, summary.repeats);
+    if summary.void > 0 {
+        let _ = write!(out, ", {} void", summary.void);
+    }
+    if summary.uncapped > 0 {
+        let _ = write!(out, ", {} uncapped", summary.uncapped);
+    }
+    out + ")"
+}
+
+/// What became of the messages, in % of those expected, with what the figures stand on.
+#[must_use]
+pub fn losses(summaries: &[Summary]) -> String {
+    let width = summaries.iter().map(|s| s.arm.len()).chain([COLUMN]).max().unwrap_or(COLUMN);
+    let mut out = format!(
+        "{:<COLUMN$} {:<width$} {:>7} {:>7} {:>7} {:>7} {:>7} {:>11} {:>10}\n",
+        "scenario", "arm", "in time", "late", "queue", "outage", "memory", "void s", "capacity/s"
+    );
+    for summary in summaries {
+        let Tally { expected, in_time, lost_late, lost_queue, lost_outage, lost_memory } =
+            summary.tally;
+        let _ = write!(out, "{:<COLUMN$} {:<width$}", summary.scenario, summary.arm);
+        for count in [in_time, lost_late, lost_queue, lost_outage, lost_memory] {
+            let _ = write!(out, " {:>7.2}", 100.0 * count as f64 / expected.max(1) as f64);
+        }
+        let void = format!("{} of {}", summary.seconds_void, summary.seconds);
+        let capacity = summary
+            .capacity_msgs_per_s
+            .map_or_else(|| "-".to_owned(), |capacity| format!("{capacity:.0}"));
+        let _ = writeln!(out, " {void:>11} {capacity:>10}");
+    }
+    out
 }
 
 #[cfg(test)]
@@ -117,6 +187,11 @@ mod tests {
             void: 0,
             score_mean,
             score_sd: 0.01,
+            uncapped: 0,
+            seconds: 60,
+            seconds_void: 0,
+            capacity_msgs_per_s: None,
+            tally: Tally::default(),
         }
     }
 
@@ -144,7 +219,33 @@ mod tests {
     }
 
     #[test]
+    fn what_spoils_a_result_is_marked() {
+        let marked = Summary { void: 1, uncapped: 2, ..summary("a", "m", 0.5) };
+        assert!(text(&[marked]).contains("0.500 +- 0.010 (3, 1 void, 2 uncapped)"));
+    }
+
+    #[test]
+    fn golden_losses() {
+        let tally = Tally {
+            expected: 1000,
+            in_time: 900,
+            lost_late: 50,
+            lost_queue: 30,
+            lost_outage: 15,
+            lost_memory: 5,
+        };
+        let capacity_msgs_per_s = Some(81_234.5);
+        let of = Summary { tally, capacity_msgs_per_s, seconds_void: 1, ..summary("a", "m", 0.9) };
+        assert_eq!(
+            losses(&[of]),
+            "scenario             arm                  in time    late   queue  outage  memory      void s capacity/s\n\
+             a                    m                      90.00    5.00    3.00    1.50    0.50     1 of 60      81234\n"
+        );
+    }
+
+    #[test]
     fn single_tries_are_left_out() {
-        assert!(is_try("random-3") && !is_try("random") && !is_try("random-best"));
+        assert!(arms::is_try("random-3"));
+        assert!(!arms::is_try("random") && !arms::is_try("random-best"));
     }
 }

@@ -29,14 +29,25 @@ const DEADLINE: Duration = Duration::from_millis(40);
 /// queue of 10000.
 ///
 /// # Errors
-/// [`LoadError::NoCapacity`] where even the lowest rate does not pass; else as
-/// [`LoadGenerator::start`].
+/// [`LoadError::NoCapacity`] where even the lowest rate does not pass; [`LoadError::Interrupted`]
+/// after the try in which Ctrl-C came; else as [`LoadGenerator::start`].
 pub fn capacity(
     addr: SocketAddr,
     seed: u64,
     pin_cores: Option<Vec<usize>>,
 ) -> Result<f64, LoadError> {
-    let mut passes = |msgs_per_s: f64| is_passed(addr, seed, pin_cores.clone(), msgs_per_s);
+    let passes = |msgs_per_s: f64| is_passed(addr, seed, pin_cores.clone(), msgs_per_s);
+    measure(crate::broker::interrupted, passes)
+}
+
+/// The median of [`MEASUREMENTS`] searches; asks between two tries whether it is to end.
+fn measure(
+    is_interrupted: impl Fn() -> bool,
+    mut try_rate: impl FnMut(f64) -> Result<bool, LoadError>,
+) -> Result<f64, LoadError> {
+    let mut passes = |msgs_per_s: f64| {
+        if is_interrupted() { Err(LoadError::Interrupted) } else { try_rate(msgs_per_s) }
+    };
     let mut results = Vec::with_capacity(MEASUREMENTS);
     let mut first = FIRST_MSGS_PER_S;
     for _ in 0..MEASUREMENTS {
@@ -156,6 +167,18 @@ mod tests {
             let found = search(FIRST_MSGS_PER_S, &mut |rate| Ok(rate <= edge)).unwrap();
             assert!(found <= edge && edge / found <= BRACKET_RATIO, "{edge} {found}");
         }
+    }
+
+    #[test]
+    fn an_interrupt_ends_the_measurement_before_the_next_try() {
+        let tries = std::cell::Cell::new(0);
+        let passes = |rate: f64| {
+            tries.set(tries.get() + 1);
+            Ok(rate <= 5_000.0)
+        };
+        let error = measure(|| tries.get() == 3, passes).unwrap_err();
+        assert!(matches!(error, LoadError::Interrupted), "{error}");
+        assert_eq!(tries.get(), 3);
     }
 
     #[test]

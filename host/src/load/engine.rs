@@ -42,6 +42,9 @@ const SENDS_PER_LOOK: usize = 2_000;
 const NAP_MIN_NS: u64 = 50_000;
 /// How often closed seconds and the status are handed over.
 const REPORT_NS: u64 = 50_000_000;
+/// The loop asks to be woken for every report: after twice that it did not sleep, it was kept from
+/// running.
+const HELD_UP_NS: u64 = 2 * REPORT_NS;
 
 /// An acknowledgement that leaves later.
 struct DelayedAck {
@@ -161,9 +164,12 @@ impl Engine {
                 return Err(error);
             }
             let turn_ns = self.clock.now_ns();
+            if turn_ns > now_ns + HELD_UP_NS {
+                // Before the turn, which may close the seconds that it was held up in.
+                self.lag.turn(&self.clock, now_ns, turn_ns);
+            }
             self.turn(&events, turn_ns);
-            let end_ns = self.clock.now_ns();
-            self.lag.turn(self.clock.second(end_ns), end_ns - turn_ns);
+            self.lag.turn(&self.clock, turn_ns, self.clock.now_ns());
         }
         let now_ns = self.clock.now_ns();
         for slot in 0..self.clients.len() {
@@ -291,9 +297,8 @@ impl Engine {
         client.pump(&mut self.possible_ns);
         self.flush(slot);
         let now_ns = self.clock.now_ns();
-        let second = self.clock.second(now_ns);
         for possible_ns in self.possible_ns.drain(..) {
-            self.lag.send(second, now_ns.saturating_sub(possible_ns));
+            self.lag.send(&self.clock, possible_ns, now_ns);
         }
     }
 
@@ -635,6 +640,8 @@ impl Engine {
             .count();
         if missing == 0 {
             self.clock.scored_ns = self.timeline.begin_at(now_ns);
+            // Until now seconds were numbered from another start, and connecting is not the load.
+            self.lag = Lag::default();
             let _ = started.send(Ok(self.clock)); // nobody waits any more: stop comes next
             self.started = None;
             return Some(true);

@@ -133,6 +133,9 @@ pub enum LoadError {
         /// What the system said.
         source: io::Error,
     },
+    /// Ctrl-C, or another signal that asks this process to end.
+    #[error("interrupted")]
+    Interrupted,
     /// The generator's thread ended by a panic: a bug in this program.
     #[error("load generator: its thread panicked, which is a bug")]
     Panicked,
@@ -492,6 +495,12 @@ impl RunClock {
     /// Wall-clock second, from the start of the scored part; negative before it.
     fn second(&self, at_ns: u64) -> i64 {
         (at_ns.cast_signed() - self.scored_ns.cast_signed()).div_euclid(NANOS_PER_S.cast_signed())
+    }
+
+    /// The first instant after a second of [`RunClock::second`]; 0 for one before the run.
+    fn second_end_ns(&self, second: i64) -> u64 {
+        let from_scored_ns = second.saturating_add(1).saturating_mul(NANOS_PER_S.cast_signed());
+        self.scored_ns.saturating_add_signed(from_scored_ns)
     }
 
     fn second_of(&self, at: Instant) -> i64 {

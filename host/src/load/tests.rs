@@ -269,6 +269,33 @@ fn memory_above_the_limit_voids_what_arrives() {
 }
 
 #[test]
+fn a_stall_of_the_generator_is_not_counted_against_the_broker() {
+    let broker = Broker::start("");
+    let body = "deadline_ms = 100\n[[phase]]\nname = \"p\"\nduration_s = 4\n\
+         [[phase.publish]]\nname = \"a\"\nclients = 1\nrate_hz = 100\nqos = 1\npayload_bytes = 64\ntopic = \"a\"\n\
+         [[phase.subscribe]]\nname = \"r\"\nclients = 1\nfilter = \"a\"\nqos = 1\n";
+    let generator = LoadGenerator::start(LoadConfig::new(scenario(body), broker.addr)).unwrap();
+    let is_past = |ms| generator.scored_start().elapsed() > Duration::from_millis(ms);
+    wait_for("a second of load", || is_past(1_100));
+    {
+        // The thread wants the lock for its next report, and has to wait.
+        let _handover = generator.shared.handover();
+        wait_for("the end of the stall", || is_past(3_300));
+    }
+    let mut voids = 0;
+    wait_for("the end of the load", || {
+        voids += generator.window().seconds_void;
+        !generator.is_alive()
+    });
+    voids += generator.window().seconds_void;
+    let result = generator.join().unwrap();
+    let seconds = &result.phases[0].groups[0].seconds;
+    assert!(seconds[1..4].iter().all(|second| second.is_void), "{seconds:?}");
+    assert_eq!(voids, result.seconds_void, "the windows leave out the same seconds");
+    assert!(result.is_void, "{result:?}");
+}
+
+#[test]
 fn a_stopped_run_ends_at_once_and_repeats_until_then() {
     let broker = Broker::start("");
     let body = "deadline_ms = 100\n[[phase]]\nname = \"p\"\nduration_s = 1\n\

@@ -1,10 +1,13 @@
 //! `host train`: one agent, several environments, two logs, checkpoints.
 
+#[cfg(test)]
+mod tests;
 mod worker;
 
 use crate::ddpg::{Agent, Hyper, Losses, Transition};
 use crate::env::{Environment, StepOutcome};
-use crate::logs::{ActionRow, ProgressRow, TrainLogs};
+use crate::logs::{ActionRow, LOST, ProgressRow, TrainLogs};
+use crate::progress::Progress;
 use anyhow::Context as _;
 use brokertuner_core::{KNOB_COUNT, KnobSet, quantise_action};
 use std::path::{Path, PathBuf};
@@ -14,14 +17,40 @@ use worker::{Answer, Order, Workers};
 /// Checkpoints are named by the transitions observed.
 const CHECKPOINT: &str = "checkpoint-";
 const EXTENSION: &str = "safetensors";
+/// How often the trainer looks at the clock and for an interrupt.
+const ANSWER_PERIOD: Duration = Duration::from_millis(100);
+/// Positions of the progress bar.
+const PROGRESS_LENGTH: u64 = 1000;
 
 /// The checkpoint in `dir` that saw the most.
 ///
 /// # Errors
 /// Where the folder cannot be read or holds none.
 pub fn newest_checkpoint(dir: &Path) -> anyhow::Result<PathBuf> {
-    let entries =
-        std::fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
+    checkpoints(dir)?.pop().with_context(|| {
+        format!("{} holds no checkpoint; train without --resume first", dir.display())
+    })
+}
+
+/// Refuses a folder that holds the checkpoints of another run: the two would mix.
+///
+/// # Errors
+/// Where it holds one, or cannot be read.
+pub fn refuse_checkpoints(dir: &Path) -> anyhow::Result<()> {
+    if !dir.exists() {
+        return Ok(());
+    }
+    let Some(newest) = checkpoints(dir)?.pop() else { return Ok(()) };
+    anyhow::bail!(
+        "{} is of an earlier run; give --resume to go on with it, or another --out",
+        newest.display()
+    )
+}
+
+/// The checkpoints in `dir`, the one that saw the most last.
+fn checkpoints(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let entries = std::fs::read_dir(dir)
+        .with_context(|| format!("cannot read {}; choose another --out", dir.display()))?;
     let mut found: Vec<PathBuf> = entries
         .filter_map(|entry| Some(entry.ok()?.path()))
         .filter(|path| {
@@ -31,9 +60,7 @@ pub fn newest_checkpoint(dir: &Path) -> anyhow::Result<PathBuf> {
         .collect();
     // Zero-padded numbers: the order of names is the order of numbers.
     found.sort();
-    found.pop().with_context(|| {
-        format!("{} holds no checkpoint; train without --resume first", dir.display())
-    })
+    Ok(found)
 }
 
 /// How long a run is, and where it leaves its files.
@@ -43,9 +70,10 @@ pub struct TrainConfig {
     pub hyper: Hyper,
     /// Folder of the logs, checkpoints and the final agent.
     pub out: PathBuf,
-    /// Environment steps after which the run ends, of all environments together.
+    /// Environment steps after which the run ends, of all environments together and with those
+    /// that a resumed run has taken already.
     pub steps: u64,
-    /// Wall-clock time after which the run ends.
+    /// Wall-clock time after which the run ends; a resumed run has it anew.
     pub duration: Option<Duration>,
     /// Steps after which an episode ends.
     pub episode_steps: u64,
@@ -79,8 +107,8 @@ pub struct Trained {
     pub steps: u64,
     /// Episodes finished.
     pub episodes: u64,
-    /// Mean score of the last quarter of the steps.
-    pub score_mean_last_quarter: f64,
+    /// Mean score of the last quarter of the steps that have one; `None` where none has.
+    pub score_mean_last_quarter: Option<f64>,
     /// Why it ended.
     pub ended: Ended,
 }
@@ -95,6 +123,8 @@ struct Seat {
     episode_steps: u64,
     episode_return: f64,
     episode_score_sum: f64,
+    /// Steps that the sum is of.
+    episode_scored: u64,
 }
 
 /// One training run.
@@ -104,42 +134,77 @@ struct Run<'a> {
     logs: TrainLogs,
     seats: Vec<Seat>,
     started: Instant,
+    /// Seconds that the run took before it was resumed.
+    wall_s_before: f64,
+    /// Steps that it took before.
+    steps_before: u64,
     steps: u64,
     episodes_begun: u64,
     episodes: u64,
     losses: Vec<Losses>,
     scores: Vec<f64>,
+    /// Whether there is something that no checkpoint holds yet.
+    has_learnt: bool,
+    /// Whether the user wants the run to end.
+    interrupted: fn() -> bool,
 }
 
 /// Trains in `envs` until the steps, the time or the patience are used up.
 ///
 /// # Errors
 /// A log or checkpoint that cannot be written, or an environment that cannot go on; the message
-/// says which.
+/// says which, and where the checkpoint of what was learnt until then lies.
 pub fn train(
     envs: Vec<Box<dyn Environment>>,
     config: &TrainConfig,
     agent: Agent,
 ) -> anyhow::Result<Trained> {
+    train_until(envs, config, agent, crate::broker::interrupted)
+}
+
+fn train_until(
+    envs: Vec<Box<dyn Environment>>,
+    config: &TrainConfig,
+    mut agent: Agent,
+    interrupted: fn() -> bool,
+) -> anyhow::Result<Trained> {
     std::fs::create_dir_all(&config.out)
         .with_context(|| format!("cannot create {}; choose another --out", config.out.display()))?;
-    let logs = TrainLogs::open(&config.out, config.resume)?;
+    let (logs, mut reached) = TrainLogs::open(&config.out, config.resume)?;
+    if config.resume {
+        agent.begin_anew();
+        // Where the logs were moved away, the checkpoint still knows.
+        reached.steps = reached.steps.max(agent.observed());
+    }
+    anyhow::ensure!(
+        reached.steps < config.steps,
+        "the run in {} has taken {} steps already; give a larger --steps",
+        config.out.display(),
+        reached.steps
+    );
     let mut run = Run {
         config,
         agent,
         logs,
         seats: vec![Seat::default(); envs.len()],
         started: Instant::now(),
-        steps: 0,
-        episodes_begun: 0,
-        episodes: 0,
+        wall_s_before: reached.wall_s,
+        steps_before: reached.steps,
+        steps: reached.steps,
+        episodes_begun: reached.episodes_begun,
+        episodes: reached.episodes,
+        has_learnt: false,
         losses: Vec::new(),
         scores: Vec::new(),
+        interrupted,
     };
     let workers = Workers::start(envs);
-    let ended = run.drive(&workers)?;
+    let ended = run.drive(&workers);
     drop(workers);
-    run.finish(ended)
+    match ended {
+        Ok(ended) => run.finish(ended),
+        Err(error) => Err(run.keep(error)),
+    }
 }
 
 impl Run<'_> {
@@ -147,15 +212,19 @@ impl Run<'_> {
         for env in 0..workers.len() {
             self.begin_episode(workers, env);
         }
+        let progress = Progress::new(PROGRESS_LENGTH);
         loop {
-            if crate::broker::interrupted() {
+            self.show(&progress);
+            if (self.interrupted)() {
                 return Ok(Ended::Interrupted);
             }
             if self.config.duration.is_some_and(|limit| self.started.elapsed() >= limit) {
                 return Ok(Ended::Duration);
             }
-            let Some((env, answer)) = workers.receive(Duration::from_millis(100)) else { continue };
+            let Some((env, answer)) = workers.receive(ANSWER_PERIOD)? else { continue };
             match answer {
+                // The same Ctrl-C ends the environment's step, and its answer may come first.
+                Answer::Failed(_) if (self.interrupted)() => return Ok(Ended::Interrupted),
                 Answer::Failed(error) => {
                     return Err(error.context(format!("environment {env} cannot go on")));
                 }
@@ -171,6 +240,11 @@ impl Run<'_> {
                 }
             }
         }
+    }
+
+    /// Seconds since the start of the run, as the logs count them.
+    fn wall_s(&self) -> f64 {
+        self.wall_s_before + self.started.elapsed().as_secs_f64()
     }
 
     fn begin_episode(&mut self, workers: &Workers, env: usize) {
@@ -204,6 +278,7 @@ impl Run<'_> {
         outcome: StepOutcome,
     ) -> anyhow::Result<bool> {
         self.steps += 1;
+        self.has_learnt = true;
         self.remember(env, &outcome)?;
         for _ in 0..self.config.hyper.updates_per_step {
             if let Some(losses) = self.agent.update() {
@@ -211,7 +286,7 @@ impl Run<'_> {
             }
         }
         let row = ActionRow {
-            wall_s: self.started.elapsed().as_secs_f64(),
+            wall_s: self.wall_s(),
             step: self.steps,
             env,
             episode: self.seats[env].episode,
@@ -240,16 +315,23 @@ impl Run<'_> {
     fn remember(&mut self, env: usize, outcome: &StepOutcome) -> anyhow::Result<()> {
         let seat = &mut self.seats[env];
         seat.episode_steps += 1;
-        seat.episode_return += outcome.reward;
-        seat.episode_score_sum += outcome.score.unwrap_or(0.0);
+        seat.episode_return += outcome.reward.unwrap_or(0.0);
         if let Some(score) = outcome.score {
+            seat.episode_score_sum += score;
+            seat.episode_scored += 1;
             self.scores.push(score);
         }
+        let Some(reward) = outcome.reward else {
+            // Rewards on either side of the gap do not add up to a return.
+            self.agent.cut(env, &seat.state)?;
+            seat.state.clone_from(&outcome.state);
+            return Ok(());
+        };
         #[allow(
             clippy::cast_possible_truncation,
             reason = "rewards are of order one; f32 is what the nets take"
         )]
-        let reward = outcome.reward as f32;
+        let reward = reward as f32;
         let truncated = outcome.is_cut || seat.episode_steps >= self.config.episode_steps;
         self.agent.observe(&Transition {
             lane: env,
@@ -257,8 +339,9 @@ impl Run<'_> {
             action: &seat.action,
             reward,
             next_state: &outcome.state,
-            // A load goes on for ever: an episode's end is a cut, not a terminal state.
-            done: false,
+            // A load goes on for ever: an episode's end is a cut, not a terminal state. A new
+            // broker's state is nothing that the action led to, and must not speak for it.
+            done: outcome.row.applied == LOST,
             truncated,
         })?;
         seat.state.clone_from(&outcome.state);
@@ -270,54 +353,95 @@ impl Run<'_> {
         let row = self.progress_row(Some(env));
         self.logs.progress(&row)?;
         let seat = &mut self.seats[env];
-        (seat.episode_steps, seat.episode_return, seat.episode_score_sum) = (0, 0.0, 0.0);
+        (seat.episode_steps, seat.episode_return) = (0, 0.0);
+        (seat.episode_scored, seat.episode_score_sum) = (0, 0.0);
         Ok(())
     }
 
     fn progress_row(&mut self, env: Option<usize>) -> ProgressRow {
         let losses = std::mem::take(&mut self.losses);
-        let mean = |of: fn(&Losses) -> Option<f32>| {
+        let mean_of = |of: fn(&Losses) -> Option<f32>| {
             let values: Vec<f64> = losses.iter().filter_map(of).map(f64::from).collect();
-            values.iter().sum::<f64>() / values.len().max(1) as f64
+            mean(&values).unwrap_or(0.0)
         };
         let seat = env.map(|env| &self.seats[env]).cloned().unwrap_or_default();
         ProgressRow {
             step: self.steps,
-            wall_s: self.started.elapsed().as_secs_f64(),
+            wall_s: self.wall_s(),
             episode: self.episodes,
             env,
             scenario: seat.scenario,
             episode_steps: seat.episode_steps,
             episode_return: seat.episode_return,
-            episode_score_mean: seat.episode_score_sum / seat.episode_steps.max(1) as f64,
-            critic_loss: mean(|loss| Some(loss.critic)),
-            actor_loss: mean(|loss| loss.actor.map(|actor| actor.loss)),
-            q_mean: mean(|loss| Some(loss.q_mean)),
+            episode_score_mean: (seat.episode_scored > 0)
+                .then(|| seat.episode_score_sum / seat.episode_scored as f64),
+            critic_loss: mean_of(|loss| Some(loss.critic)),
+            actor_loss: mean_of(|loss| loss.actor.map(|actor| actor.loss)),
+            q_mean: mean_of(|loss| Some(loss.q_mean)),
             noise_sigma: self.config.hyper.sigma(self.agent.observed()),
             replay_count: self.agent.replay_count(),
             updates: self.agent.updates(),
         }
     }
 
+    /// How far the run is, by whichever of steps and time ends it first.
+    fn show(&self, progress: &Progress) {
+        let by_steps = (self.steps - self.steps_before) as f64
+            / (self.config.steps - self.steps_before).max(1) as f64;
+        let by_time = self.config.duration.map_or(0.0, |limit| {
+            self.started.elapsed().as_secs_f64() / limit.as_secs_f64().max(f64::MIN_POSITIVE)
+        });
+        #[allow(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "the cast saturates, and the length is small"
+        )]
+        let position = (by_steps.max(by_time).min(1.0) * PROGRESS_LENGTH as f64) as u64;
+        progress.set(position, self.so_far());
+    }
+
+    /// Steps taken, of those or of the time that the run has.
+    fn so_far(&self) -> String {
+        self.config.duration.map_or_else(
+            || format!("{} of {} steps", self.steps, self.config.steps),
+            |limit| {
+                let elapsed_s = self.started.elapsed().as_secs();
+                format!("{elapsed_s} of {} s, step {}", limit.as_secs(), self.steps)
+            },
+        )
+    }
+
     fn report(&self, row: &ActionRow) {
-        let of = self.config.duration.map_or_else(
-            || format!("{} of {} steps", row.step, self.config.steps),
-            |limit| format!("{:.0} of {} s, step {}", row.wall_s, limit.as_secs(), row.step),
-        );
+        let of = self.so_far();
         tracing::info!(
             env = row.env,
             scenario = row.scenario,
             applied = row.applied,
             score = row.score.map(|score| format!("{score:.3}")),
-            reward = format!("{:.3}", row.reward),
+            reward = row.reward.map(|reward| format!("{reward:.3}")),
             "{of}"
         );
     }
 
-    fn checkpoint(&self) -> anyhow::Result<()> {
+    fn checkpoint(&self) -> anyhow::Result<PathBuf> {
         let path =
             self.config.out.join(format!("{CHECKPOINT}{:08}.{EXTENSION}", self.agent.observed()));
-        Ok(self.agent.save(&path, true)?)
+        self.agent.save(&path, true)?;
+        Ok(path)
+    }
+
+    /// Writes down what was learnt before the run ends with `error`.
+    fn keep(&self, error: anyhow::Error) -> anyhow::Error {
+        if !self.has_learnt {
+            return error;
+        }
+        match self.checkpoint() {
+            Ok(path) => error.context(format!(
+                "training ended early; {} holds what was learnt, --resume goes on from it",
+                path.display()
+            )),
+            Err(lost) => error.context(format!("what was learnt is lost as well ({lost:#})")),
+        }
     }
 
     fn finish(mut self, ended: Ended) -> anyhow::Result<Trained> {
@@ -328,9 +452,14 @@ impl Run<'_> {
         Ok(Trained {
             steps: self.steps,
             episodes: self.episodes,
-            score_mean_last_quarter: last.iter().sum::<f64>() / last.len().max(1) as f64,
+            score_mean_last_quarter: mean(last),
             agent: self.agent,
             ended,
         })
     }
+}
+
+/// The mean; `None` of nothing.
+fn mean(values: &[f64]) -> Option<f64> {
+    (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
 }

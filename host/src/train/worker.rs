@@ -1,8 +1,11 @@
 //! One thread per environment: the trainer sends what to do, the thread answers when it is done.
 
 use crate::env::{Environment, StepOutcome};
+use anyhow::anyhow;
 use brokertuner_core::Action;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 
 /// What the trainer asks of an environment.
@@ -62,8 +65,18 @@ impl Workers {
     }
 
     /// The next answer, if one comes within `timeout`.
-    pub(super) fn receive(&self, timeout: std::time::Duration) -> Option<(usize, Answer)> {
-        self.answers.recv_timeout(timeout).ok()
+    ///
+    /// # Errors
+    /// Where no environment is left that could answer.
+    pub(super) fn receive(
+        &self,
+        timeout: std::time::Duration,
+    ) -> anyhow::Result<Option<(usize, Answer)>> {
+        match self.answers.recv_timeout(timeout) {
+            Ok(answer) => Ok(Some(answer)),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => Err(anyhow!("every environment has ended")),
+        }
     }
 }
 
@@ -86,17 +99,31 @@ fn serve(
     answer: &Sender<(usize, Answer)>,
 ) {
     while let Ok(order) = inbox.recv() {
-        let result = match order {
-            Order::Reset(episode) => env
-                .reset(episode)
-                .map(|state| Answer::Started { state, scenario: env.scenario().to_owned() }),
-            Order::Step(action) => {
-                env.step(&action).map(|outcome| Answer::Stepped(Box::new(outcome)))
-            }
-        };
+        // The environment is dropped after a panic, so that nobody sees what it left half done.
+        let result = catch_unwind(AssertUnwindSafe(|| follow(env.as_mut(), order)));
+        let panicked = result.is_err();
+        let result =
+            result.unwrap_or_else(|payload| Err(anyhow!("panicked: {}", said(payload.as_ref()))));
         let answered = answer.send((index, result.unwrap_or_else(Answer::Failed)));
-        if answered.is_err() {
+        if answered.is_err() || panicked {
             return;
         }
     }
+}
+
+fn follow(env: &mut dyn Environment, order: Order) -> anyhow::Result<Answer> {
+    match order {
+        Order::Reset(episode) => {
+            let state = env.reset(episode)?;
+            Ok(Answer::Started { state, scenario: env.scenario().to_owned() })
+        }
+        Order::Step(action) => Ok(Answer::Stepped(Box::new(env.step(&action)?))),
+    }
+}
+
+/// What a panic said.
+fn said(payload: &(dyn Any + Send)) -> &str {
+    let literal = payload.downcast_ref::<&str>().copied();
+    let formatted = || payload.downcast_ref::<String>().map(String::as_str);
+    literal.or_else(formatted).unwrap_or("without a word")
 }

@@ -1,23 +1,27 @@
 //! `edge` as a process of its own beside a live broker.
 
 use super::Profile;
-use crate::broker::BrokerProcess;
+use crate::broker::{self, Belongings, BrokerProcess, Output};
 use crate::env::broker::targets;
 use crate::scenario::Scenario;
 use anyhow::{Context as _, bail};
+use brokertuner_core::features::Schema;
+use brokertuner_core::model::Model;
 use brokertuner_edge::agent::Report;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::io::Write as _;
+use std::ffi::OsStr;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ExitStatus};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// Longest wait for the agent's end after SIGTERM.
-const END_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest wait for the agent's end after SIGTERM: it ends the apply that it is in, which may run
+/// its restart command and then wait for a broker, and may do both again to undo it.
+pub(super) const END_TIMEOUT: Duration = Duration::from_secs(120);
 /// Lines of the agent's log that are kept in the report.
 const LOG_LINES_MAX: usize = 200;
 
@@ -47,40 +51,11 @@ pub struct AgentDecision {
 #[derive(Debug)]
 pub(super) struct Agent {
     child: Child,
+    /// How it ended, once it was waited for.
+    ended: Option<ExitStatus>,
     dir: TempDir,
     log: PathBuf,
     lines: PathBuf,
-}
-
-/// The `edge` program: beside this one, or built now where this runs under cargo.
-///
-/// # Errors
-/// Where there is none and it cannot be built; the message says how to.
-pub fn edge_program() -> anyhow::Result<PathBuf> {
-    let own = std::env::current_exe().context("cannot tell where this program lies")?;
-    let beside = own.with_file_name("edge");
-    if beside.is_file() {
-        return Ok(beside);
-    }
-    let Some(manifest) = workspace_manifest(&own) else {
-        bail!("{} is missing; build it with `cargo build --release --bin edge`", beside.display());
-    };
-    eprintln!("Building edge beside host ...");
-    let mut build = Command::new("cargo");
-    build.args(["build", "--quiet", "--bin", "edge", "--manifest-path"]).arg(&manifest);
-    if own.parent().is_some_and(|dir| dir.ends_with("release")) {
-        build.arg("--release");
-    }
-    let status = build.status().context("cannot run cargo to build edge")?;
-    if status.success() && beside.is_file() {
-        return Ok(beside);
-    }
-    bail!("cannot build edge; try `cargo build --release --bin edge`")
-}
-
-/// The workspace that this program was built in, if it still lies in its target folder.
-fn workspace_manifest(own: &Path) -> Option<PathBuf> {
-    own.ancestors().map(|dir| dir.join("Cargo.toml")).find(|manifest| manifest.is_file())
 }
 
 impl Agent {
@@ -103,22 +78,43 @@ impl Agent {
         let lines = dir.path().join("decisions.jsonl");
         let stdout = std::fs::File::create(&lines)
             .with_context(|| format!("cannot write {}", lines.display()))?;
-        let child = Command::new(edge)
-            .args(["run", "--json", "--config"])
-            .arg(&config)
-            .stdin(Stdio::null())
-            .stdout(stdout)
-            .stderr(stderr)
-            .spawn()
-            .with_context(|| format!("cannot start {}", edge.display()))?;
-        Ok(Agent { child, dir, log, lines })
+        let arguments = ["run", "--json", "--config"].map(OsStr::new);
+        let child = broker::spawn_child(
+            edge,
+            &[&arguments[..], &[config.as_os_str()]].concat(),
+            Output { stdout: &stdout, stderr: &stderr },
+            Belongings { dir: dir.path().to_owned(), cgroup: None },
+        )
+        .with_context(|| format!("cannot start {}", edge.display()))?;
+        Ok(Agent { child, ended: None, dir, log, lines })
+    }
+
+    /// Nothing where the agent still runs.
+    ///
+    /// # Errors
+    /// Where it has ended by itself; the message has its last words.
+    pub(super) fn check(&mut self) -> anyhow::Result<()> {
+        match self.exit_status().context("cannot wait for edge")? {
+            None => Ok(()),
+            Some(status) => {
+                bail!("edge ended by itself with {status}:\n{}", self.tail().join("\n"))
+            }
+        }
+    }
+
+    fn exit_status(&mut self) -> io::Result<Option<ExitStatus>> {
+        if self.ended.is_none() {
+            self.ended = self.child.try_wait()?;
+            if self.ended.is_some() {
+                broker::unregister(self.child.id());
+            }
+        }
+        Ok(self.ended)
     }
 
     /// Ends the agent in good order and reads what it did.
     pub(super) fn finish(mut self) -> anyhow::Result<AgentReport> {
-        if let Some(status) = self.child.try_wait().context("cannot wait for edge")? {
-            bail!("edge ended by itself with {status}:\n{}", self.tail().join("\n"));
-        }
+        self.check()?;
         let status = self.end();
         if !status.is_some_and(|status| status.success()) {
             bail!("edge did not end in good order ({status:?}):\n{}", self.tail().join("\n"));
@@ -154,31 +150,46 @@ impl Agent {
         text.lines().map(decision).collect()
     }
 
-    fn end(&mut self) -> Option<std::process::ExitStatus> {
+    fn end(&mut self) -> Option<ExitStatus> {
         let pid = Pid::from_raw(i32::try_from(self.child.id()).ok()?);
         // The child is not reaped yet, so the pid is still its own.
         let _ = kill(pid, Signal::SIGTERM);
         let deadline = Instant::now() + END_TIMEOUT;
         while Instant::now() < deadline {
-            if let Ok(Some(status)) = self.child.try_wait() {
+            if let Ok(Some(status)) = self.exit_status() {
                 return Some(status);
             }
             std::thread::sleep(Duration::from_millis(20));
         }
         let _ = self.child.kill();
-        self.child.wait().ok()
+        self.ended = self.child.wait().ok();
+        broker::unregister(self.child.id());
+        self.ended
     }
 }
 
 impl Drop for Agent {
     fn drop(&mut self) {
-        if matches!(self.child.try_wait(), Ok(None)) {
+        if matches!(self.exit_status(), Ok(None)) {
             self.end();
         }
     }
 }
 
-fn config_text(
+/// The schema that a model was made for, as edge's configuration names it: edge refuses a model
+/// for another one than it was told.
+fn schema_name(path: &Path) -> anyhow::Result<&'static str> {
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let model = Model::read(&bytes)
+        .with_context(|| format!("{} is no model for this program", path.display()))?;
+    match model.schema() {
+        Some(Schema::Seed5) => Ok("seed5"),
+        Some(Schema::Edge) => Ok("edge"),
+        None => bail!("{}: made for a schema that this program does not know", path.display()),
+    }
+}
+
+pub(super) fn config_text(
     dir: &Path,
     model: &Path,
     broker: &BrokerProcess,
@@ -189,14 +200,14 @@ fn config_text(
     let targets = targets(scenario);
     let phases = u8::try_from(scenario.phases.len()).unwrap_or(u8::MAX);
     let quoted = |path: &Path| toml::Value::String(path.display().to_string()).to_string();
-    let model = std::path::absolute(model).context("cannot tell where the model lies")?;
+    let path = std::path::absolute(model).context("cannot tell where the model lies")?;
     let mut text = Vec::new();
     write!(
         text,
         "[broker]\nport = {port}\ndrop_in = {drop_in}\nmain_conf = {main_conf}\n\
          [pid]\nsource = \"file\"\npid_file = {pid_file}\n\
          [control]\nreload = \"signal\"\nrestart = \"command\"\nrestart_command = [{restart}]\n\
-         [model]\npath = {model}\n\
+         [model]\npath = {path}\nschema = \"{schema}\"\n\
          [targets]\ndeadline_ms = {deadline_ms}\nrss_limit_mib = {rss_limit_mib}\n\
          [decide]\ninterval_ms = {interval_ms}\ndwell_s = {dwell_s}\n\
          verify_window_s = {verify_s}\nrestarts_per_hour_max = {restarts}\n\
@@ -206,7 +217,8 @@ fn config_text(
         main_conf = quoted(broker.conf_path()),
         pid_file = quoted(broker.pid_path()),
         restart = quoted(restart),
-        model = quoted(&model),
+        path = quoted(&path),
+        schema = schema_name(model)?,
         deadline_ms = targets.deadline_ms,
         rss_limit_mib = targets.rss_limit_mib,
         interval_ms = profile.decision_interval_ms,

@@ -2,9 +2,12 @@
 //! settings or an `edge` process that tunes. Evaluation, demo and search are made of trials.
 
 mod agent;
+mod cores;
+mod edge_program;
 mod profile;
 
-pub use agent::{AgentDecision, AgentReport, edge_program};
+pub use agent::{AgentDecision, AgentReport};
+pub use edge_program::edge_program;
 pub use profile::{JUDGING, Profile};
 
 use crate::broker::{BrokerError, BrokerProcess, Mosquitto, SpawnConfig, rss_bytes};
@@ -12,15 +15,16 @@ use crate::env::broker::spawn_config;
 use crate::load::{LoadConfig, LoadGenerator, LoadResult};
 use crate::scenario::Scenario;
 use agent::Agent;
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use brokertuner_core::{Settings, render};
+use cores::{Cores, RestoreAffinity};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How often resident memory is sampled for the score.
-const RSS_PERIOD: Duration = Duration::from_millis(100);
+pub(crate) const RSS_PERIOD: Duration = Duration::from_millis(100);
 /// What a run may take beyond its own length: connecting, the last deadline, disconnecting.
 const SLACK: Duration = Duration::from_secs(60);
 
@@ -127,13 +131,13 @@ impl Trial {
             lead_in: Some(self.profile.lead_in(self.scenario.broker.sys_interval_s)),
             ..LoadConfig::new(Arc::clone(&self.scenario), broker.addr())
         })?;
-        let agent = match &self.setter {
+        let mut agent = match &self.setter {
             Setter::Fixed(_) => None,
             Setter::Edge { edge, model } => {
                 Some(Agent::start(edge, model, &broker, &self.scenario, &self.profile)?)
             }
         };
-        self.watch(&broker, &load)?;
+        self.watch(&broker, &load, agent.as_mut())?;
         let load = load.join()?;
         let agent = agent.map(Agent::finish).transpose()?;
         Ok(Outcome {
@@ -145,8 +149,13 @@ impl Trial {
         })
     }
 
-    /// Feeds memory samples until the load has ended.
-    fn watch(&self, broker: &BrokerProcess, load: &LoadGenerator) -> anyhow::Result<()> {
+    /// Feeds memory samples until the load has ended; an agent that ends before is an error at once.
+    fn watch(
+        &self,
+        broker: &BrokerProcess,
+        load: &LoadGenerator,
+        mut agent: Option<&mut Agent>,
+    ) -> anyhow::Result<()> {
         let lead_in = self.profile.lead_in(self.scenario.broker.sys_interval_s);
         let phases: u32 = self.scenario.phases.iter().map(|phase| phase.duration_s).sum();
         let end = Instant::now() + lead_in + Duration::from_secs(u64::from(phases)) + SLACK;
@@ -156,6 +165,9 @@ impl Trial {
             }
             if Instant::now() > end {
                 bail!("the load generator did not end in time");
+            }
+            if let Some(agent) = &mut agent {
+                agent.check()?;
             }
             if let Ok(bytes) = rss_bytes(broker.pid()) {
                 load.rss_sample(Instant::now(), bytes);
@@ -170,37 +182,14 @@ impl Trial {
         if !self.pin {
             return Ok((None, None));
         }
-        let cores = std::thread::available_parallelism().context("cannot count the cores")?.get();
-        if cores < 2 {
+        let allowed = Cores::allowed()?;
+        let Some((broker, others)) = allowed.split() else {
             tracing::warn!("one core only: broker and load share it, and the score suffers");
             return Ok((None, None));
-        }
-        let restore = RestoreAffinity::confine_to(0..cores - 1)?;
-        Ok((Some(cores - 1), Some(restore)))
+        };
+        Ok((Some(broker), Some(RestoreAffinity::confine_to(&others, allowed)?)))
     }
 }
 
-/// Gives the thread its cores back.
-#[derive(Debug)]
-struct RestoreAffinity(nix::sched::CpuSet);
-
-impl RestoreAffinity {
-    fn confine_to(cores: std::ops::Range<usize>) -> anyhow::Result<RestoreAffinity> {
-        let this = nix::unistd::Pid::from_raw(0);
-        let before = nix::sched::sched_getaffinity(this).context("cannot read the CPU affinity")?;
-        let mut wanted = nix::sched::CpuSet::new();
-        for core in cores {
-            wanted.set(core).context("cannot name a core")?;
-        }
-        nix::sched::sched_setaffinity(this, &wanted)
-            .context("cannot pin the load to its cores; run where sched_setaffinity is allowed")?;
-        Ok(RestoreAffinity(before))
-    }
-}
-
-impl Drop for RestoreAffinity {
-    fn drop(&mut self) {
-        // Fails only where the cores went away meanwhile; the thread then stays where it is.
-        let _ = nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &self.0);
-    }
-}
+#[cfg(test)]
+mod tests;

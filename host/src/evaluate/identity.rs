@@ -1,0 +1,59 @@
+//! What a measurement was of, so that no other one is taken for it.
+
+use crate::scenario::Scenario;
+use crate::trial::Profile;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use std::path::PathBuf;
+
+/// Bytes of a digest that are kept: enough against chance, and nobody forges their own results.
+const DIGEST_BYTES: usize = 8;
+
+/// Digests of the parts of a measurement.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Identity {
+    /// Of the load, with all its defaults filled in.
+    pub scenario: String,
+    /// Of the settings or the model.
+    pub setter: String,
+    /// Of the profile, the broker's version, the pinning and this program's version.
+    pub rules: String,
+}
+
+/// The result file holds a measurement of something else under the same name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{}: {arm} on {scenario} was measured with another {what}; give another --out, or move the \
+     file aside",
+    out.display()
+)]
+pub struct Differs {
+    /// The result file.
+    pub out: PathBuf,
+    /// The arm in it.
+    pub arm: String,
+    /// The load in it.
+    pub scenario: String,
+    /// What is not as it was.
+    pub what: String,
+}
+
+/// The digest of some bytes.
+#[must_use]
+pub(super) fn digest(bytes: &[u8]) -> String {
+    Sha256::digest(bytes)[..DIGEST_BYTES].iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The digest of a load: its value, not its file, so that comments may change.
+#[must_use]
+pub(super) fn of_scenario(scenario: &Scenario) -> String {
+    digest(format!("{scenario:?}").as_bytes())
+}
+
+/// The digest of the rules of a comparison.
+#[must_use]
+pub(super) fn of_rules(profile: &Profile, broker_version: &str, pin: bool) -> String {
+    let program = env!("CARGO_PKG_VERSION");
+    digest(format!("{profile:?} {broker_version} {pin} {program}").as_bytes())
+}

@@ -1,0 +1,82 @@
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+//! Trials with an agent, on the system's Mosquitto.
+
+use super::*;
+use crate::ddpg;
+use crate::export::{About, export};
+use brokertuner_core::features::Schema;
+use brokertuner_core::{KNOB_COUNT, KnobSet};
+use brokertuner_edge::config::Config;
+use brokertuner_edge::policy::ModelPolicy;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+fn scenario(duration_s: u32) -> Arc<Scenario> {
+    let text = format!(
+        "schema = 1\nname = \"t\"\nsummary = \"t\"\nrss_limit_mib = 64\ndeadline_ms = 100\n\
+         [[phase]]\nname = \"p\"\nduration_s = {duration_s}\n\
+         [[phase.publish]]\nname = \"w\"\nclients = 1\nrate_hz = 20\npayload_bytes = 16\ntopic = \"a\"\n\
+         [[phase.subscribe]]\nname = \"r\"\nclients = 1\nfilter = \"a\"\n"
+    );
+    Arc::new(Scenario::parse(&text, "test").unwrap())
+}
+
+/// An untrained model for states of `schema`.
+fn model(schema: Schema, dir: &Path) -> PathBuf {
+    let hyper = ddpg::Hyper::demo();
+    let agent = ddpg::Agent::new(hyper, schema.len(), KNOB_COUNT, 1).unwrap();
+    let about = About {
+        schema,
+        tuned: KnobSet::tuned_by_default(),
+        scenarios: "t".to_owned(),
+        broker_versions: "2".to_owned(),
+        scores: "none".to_owned(),
+    };
+    let path = dir.join(format!("{schema:?}.btm"));
+    export(&agent, &about, &path).unwrap();
+    path
+}
+
+#[test]
+fn an_agent_is_told_its_models_schema() {
+    let dir = tempfile::tempdir().unwrap();
+    let scenario = scenario(1);
+    let mosquitto = Mosquitto::find(None).unwrap();
+    let (broker, _) = spawn(&mosquitto, spawn_config(&scenario), false).unwrap();
+    let profile = Profile::judging().unwrap();
+    for schema in [Schema::Seed5, Schema::Edge] {
+        let model = model(schema, dir.path());
+        let text = agent::config_text(dir.path(), &model, &broker, &scenario, &profile).unwrap();
+        let path = dir.path().join("edge.toml");
+        std::fs::write(&path, text).unwrap();
+        let config = Config::load(&path).unwrap();
+        assert_eq!(config.model.schema, schema);
+        ModelPolicy::load(&model, config.model.schema).unwrap();
+        // An apply and its undoing, each with its command and its wait.
+        let control = &config.control;
+        let apply_max_s = 2 * (control.command_timeout_s + control.ready_timeout_s);
+        assert!(agent::END_TIMEOUT > Duration::from_secs(apply_max_s.into()));
+    }
+}
+
+#[test]
+fn an_agent_that_ends_ends_the_trial_at_once_in_its_own_words() {
+    let dir = tempfile::tempdir().unwrap();
+    let edge = dir.path().join("edge");
+    std::fs::write(&edge, "#!/bin/sh\necho 'no such thing' >&2\nexit 3\n").unwrap();
+    std::fs::set_permissions(&edge, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let trial = Trial {
+        mosquitto: Mosquitto::find(None).unwrap(),
+        scenario: scenario(60),
+        setter: Setter::Edge { edge, model: model(Schema::Edge, dir.path()) },
+        seed: 1,
+        profile: Profile::judging().unwrap(),
+        pin: false,
+        capacity_msgs_per_s: None,
+        allow_uncapped: false,
+    };
+    let begun = Instant::now();
+    let error = trial.run().unwrap_err().to_string();
+    assert!(error.contains("no such thing") && error.contains("exit status: 3"), "{error}");
+    assert!(begun.elapsed() < Duration::from_secs(60), "not before the end of the load");
+}
