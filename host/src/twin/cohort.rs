@@ -401,6 +401,20 @@ impl Expectation {
         }
     }
 
+    /// The seconds whose last deadline has passed since the last call.
+    pub(super) fn close(&mut self, start: Slice, now: Slice, slice_us: u32) -> Vec<SecondCounts> {
+        let first = self.closed;
+        while self.closed < self.seconds.len() {
+            let number = u32::try_from(self.closed + 1).unwrap_or(u32::MAX);
+            let last_due = start + Span::of_s(number, slice_us);
+            if now <= self.late_after(last_due).max(last_due + self.deadline) {
+                break;
+            }
+            self.closed += 1;
+        }
+        self.seconds[first..self.closed].to_vec()
+    }
+
     /// Counts a batch that every member has read at `now`.
     pub(super) fn score(&mut self, second: usize, batch: Batch, now: Slice, arrived: i64) {
         let is_late = now > self.late_after(batch.due);

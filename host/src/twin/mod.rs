@@ -1,5 +1,6 @@
 //! A simulator of a broker and its clients.
 
+mod agent;
 mod broker;
 mod calibration;
 mod cohort;
@@ -8,6 +9,7 @@ mod link;
 mod time;
 mod world;
 
+pub use agent::Agent;
 pub use calibration::Calibration;
 pub use cpu::Costs;
 pub use world::{Config, World};

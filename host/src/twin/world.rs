@@ -118,6 +118,43 @@ impl World {
         }
     }
 
+    /// Whether the broker answers.
+    #[must_use]
+    pub fn is_serving(&self) -> bool {
+        self.broker.is_up(self.now)
+    }
+
+    /// The score of the messages whose deadline has passed since the last call, each phase weighted
+    /// by its seconds; `None` where there are none.
+    pub fn window(&mut self) -> Option<f64> {
+        let (now, slice_us) = (self.now, self.config.slice_us);
+        let stages = self.done.iter_mut().chain(&mut self.live);
+        let mut phases: Vec<(f64, Vec<(f64, Vec<score::SecondCounts>)>)> = Vec::new();
+        for stage in stages {
+            let start = stage.start;
+            let groups: Vec<_> = stage
+                .expectations
+                .iter_mut()
+                .map(|expectation| (expectation.weight, expectation.close(start, now, slice_us)))
+                .collect();
+            let seconds = groups.iter().map(|(_, seconds)| seconds.len()).max().unwrap_or(0);
+            if seconds > 0 {
+                phases.push((seconds as f64, groups));
+            }
+        }
+        let counts: Vec<PhaseCounts<'_>> = phases
+            .iter()
+            .map(|(weight, groups)| PhaseCounts {
+                weight: *weight,
+                groups: groups
+                    .iter()
+                    .map(|(weight, seconds)| GroupCounts { weight: *weight, seconds })
+                    .collect(),
+            })
+            .collect();
+        score::run_score(&counts, &self.memory)
+    }
+
     /// What an agent beside the broker sees.
     #[must_use]
     pub fn sample(&self) -> Sample {
