@@ -398,6 +398,12 @@ impl Controller {
         self.watch.is_some()
     }
 
+    /// How the change took effect that has yet to stand its verification.
+    #[must_use]
+    pub fn watched(&self) -> Option<Apply> {
+        self.watch.map(|watch| watch.apply)
+    }
+
     /// Decides. Call once per decision interval, and carry the decision out before the next call.
     ///
     /// `now` must not run backwards; where it does, windows last longer, never shorter.
