@@ -335,7 +335,7 @@ fn a_broker_that_dies_meanwhile_is_said_to_be_absent() {
         .unwrap();
     let connected = || {
         let log = fs::read_to_string(place.broker.log_path()).unwrap();
-        log.contains("brokertuner-edge-sampler").then_some(())
+        log.contains("-sampler").then_some(())
     };
     wait_for("the agent's connection", connected);
     place.broker.kill();

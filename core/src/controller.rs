@@ -45,8 +45,10 @@ pub struct Rules {
     pub failures_max: u8,
     /// Least expected gain in score that is worth a restart, where the policy can tell.
     pub restart_gain_min: f32,
-    /// A change is worse when the probe's latency exceeds this multiple of what it was before.
+    /// A change is worse when the probe's latency exceeds this multiple of what it was before ...
     pub worse_latency_factor: f32,
+    /// ... and this: below it nobody minds.
+    pub worse_latency_us_min: f32,
     /// A change is worse when the share of dropped deliveries rises by more than this.
     pub worse_dropped_share: f32,
     /// A restart is worse when fewer than this share of the clients come back.
@@ -67,6 +69,7 @@ impl Default for Rules {
             failures_max: 3,
             restart_gain_min: 0.02,
             worse_latency_factor: 4.0,
+            worse_latency_us_min: 10_000.0,
             worse_dropped_share: 0.1,
             clients_back_share_min: 0.9,
         }
@@ -294,7 +297,12 @@ impl Watch {
     }
 
     /// What was seen over the window: means of what flickers, the last of what stands.
-    fn seen(&mut self, now: &Health) -> Health {
+    ///
+    /// The first half belongs to the change itself: clients come back, probes wait for them.
+    fn seen(&mut self, is_first_half: bool, now: &Health) -> Health {
+        if is_first_half {
+            return *now;
+        }
         Health {
             probe_latency_us: self.latency_us.with(now.probe_latency_us),
             dropped_share: self.dropped_share.with(now.dropped_share),
@@ -388,6 +396,12 @@ impl Controller {
     #[must_use]
     pub const fn is_watching(&self) -> bool {
         self.watch.is_some()
+    }
+
+    /// How the change took effect that has yet to stand its verification.
+    #[must_use]
+    pub fn watched(&self) -> Option<Apply> {
+        self.watch.map(|watch| watch.apply)
     }
 
     /// Decides. Call once per decision interval, and carry the decision out before the next call.
@@ -521,9 +535,9 @@ impl Controller {
     /// nobody, so it does not keep a restart waiting, and is judged together with it.
     fn verify(&mut self, now: Instant, inputs: &Inputs) -> Option<Decision> {
         let watch = self.watch.as_mut()?;
-        let seen = watch.seen(&inputs.health);
-        let watch = *watch;
         let elapsed = now.saturating_duration_since(watch.since);
+        let seen = watch.seen(elapsed < self.rules.verify_window / 2, &inputs.health);
+        let watch = *watch;
         let is_unseen = seen.is_serving && !seen.shows_all_of(&watch.before);
         let window = if is_unseen { self.rules.unseen_max } else { self.rules.verify_window };
         if elapsed < window.max(self.rules.verify_window) {
@@ -579,8 +593,6 @@ impl Controller {
         let is_worse = |a: Option<f32>, b: Option<f32>, worse: &dyn Fn(f32, f32) -> bool| {
             a.zip(b).is_some_and(|(before, now)| worse(before, now))
         };
-        // Below a millisecond a probe measures the scheduler, not the broker.
-        let latency_us = |us: f32| us.max(1000.0);
         if is_worse(before.clients, now.clients, &|b, n| n < b * rules.clients_back_share_min - 1.0)
             && watch.apply == Apply::Restart
         {
@@ -592,7 +604,7 @@ impl Controller {
         } else if is_worse(before.memory_share, now.memory_share, &|b, n| n > 1.0 && b <= 1.0) {
             Some(RollBackReason::Memory)
         } else if is_worse(before.probe_latency_us, now.probe_latency_us, &|b, n| {
-            latency_us(n) > latency_us(b) * rules.worse_latency_factor
+            n > rules.worse_latency_us_min && n > b * rules.worse_latency_factor
         }) {
             Some(RollBackReason::Latency)
         } else {

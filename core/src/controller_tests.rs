@@ -312,11 +312,33 @@ fn a_roll_back_waits_where_a_restart_would() {
 
 #[test]
 fn one_bad_moment_in_the_window_is_not_worse() {
-    let (mut controller, second, sick) = after_a_bad_restart();
+    let (mut controller, second, _) = after_a_bad_restart();
+    let bad = Health { dropped_share: Some(0.3), ..healthy() };
     for step in 1..=6 {
-        let inputs = if step == 6 { sick } else { wants(window(1000)) };
+        let health = if step == 6 { bad } else { healthy() };
+        let inputs = Inputs { health, ..wants(window(1000)) };
         let decision = controller.step(at(second + step * 5), &inputs);
         assert!(matches!(decision, Decision::Hold(_)), "{decision:?}");
+    }
+}
+
+/// What the first half of the window shows is the change itself; what the second shows counts, if
+/// it is enough to matter.
+#[test]
+fn latency_is_worse_where_it_matters() {
+    for (early_us, late_us, is_worse) in
+        [(900_000.0, 2000.0, false), (2000.0, 9000.0, false), (2000.0, 20_000.0, true)]
+    {
+        let (mut controller, second, _) = after_a_bad_restart();
+        let at_latency = |us| Inputs {
+            health: Health { probe_latency_us: Some(us), ..healthy() },
+            ..wants(window(1000))
+        };
+        controller.step(at(second + 10), &at_latency(early_us));
+        controller.step(at(second + 20), &at_latency(late_us));
+        let decision = controller.step(at(second + 30), &at_latency(late_us));
+        let found = matches!(decision, Decision::RollBack { reason: RollBackReason::Latency, .. });
+        assert_eq!(found, is_worse, "{early_us} {late_us}: {decision:?}");
     }
 }
 

@@ -104,9 +104,15 @@ impl Settings {
         Ok(())
     }
 
-    /// These settings with `setting` for `knob`.
+    /// These settings with what `other` says of `knob`.
     #[must_use]
-    pub const fn with(mut self, knob: Knob, setting: Setting) -> Settings {
+    pub const fn with_that_of(self, knob: Knob, other: &Settings) -> Settings {
+        self.with(knob, other.get(knob))
+    }
+
+    /// These settings with `setting` for `knob`, whose value must be the knob's own.
+    #[must_use]
+    pub(crate) const fn with(mut self, knob: Knob, setting: Setting) -> Settings {
         self.0[knob as usize] = setting;
         self
     }

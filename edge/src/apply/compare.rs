@@ -35,7 +35,7 @@ pub(super) fn shown(settings: Settings, written: Settings, connack: &Connack) ->
     let mut settings = settings;
     for (knob, value) in shown {
         if connack.accepted() && value.is_some() && value == written.get(knob).value() {
-            settings = settings.with(knob, written.get(knob));
+            settings = settings.with_that_of(knob, &written);
         }
     }
     settings

@@ -209,14 +209,12 @@ impl Broker for Shared {
         }
         let settings = world.load();
         // A deleted memory_limit line leaves the limit as it was.
-        let memory_limit = match settings.get(Knob::MemoryLimit).value() {
-            Some(_) => settings.get(Knob::MemoryLimit),
-            None => world.effective.get(Knob::MemoryLimit),
-        };
-        world.effective = world
-            .effective
-            .with_those_of(&settings, Apply::Reload)
-            .with(Knob::MemoryLimit, memory_limit);
+        let before = world.effective;
+        let is_stated = settings.get(Knob::MemoryLimit).value().is_some();
+        let limits = if is_stated { settings } else { before };
+        let memory_limit = limits.get(Knob::MemoryLimit);
+        world.effective =
+            before.with_those_of(&settings, Apply::Reload).with_that_of(Knob::MemoryLimit, &limits);
         world.disabled |= world.fault == Fault::DisabledByReload && memory_limit.value() > Some(0);
         Ok(())
     }

@@ -7,6 +7,7 @@ use std::time::{Duration as StdDuration, Instant as StdInstant};
 use anyhow::{anyhow, bail};
 use brokertuner_core::Duration;
 use brokertuner_core::controller::HoldReason;
+use brokertuner_core::knobs::Apply;
 use brokertuner_edge::agent::{Agent, Mode, Report, Tick, Verdict, drive};
 use brokertuner_edge::config::Config;
 use brokertuner_edge::sampler::{Link, SysStatus};
@@ -83,10 +84,14 @@ fn end_of(
             *change = Some(report());
             None
         }
-        // The controller ends this by itself: the change stands its verification or is undone.
-        Verdict::Hold(_) if change.is_some() && agent.controller().is_watching() => None,
         Verdict::Hold(HoldReason::Verifying) => None,
-        Verdict::Hold(_) => Some(Ok(change.take().unwrap_or_else(report))),
+        Verdict::Hold(_) => match agent.controller().watched() {
+            // A reload is judged beside whatever else holds.
+            Some(Apply::Reload) if change.is_some() => None,
+            // Undoing it has to wait, for state that would be lost or for quiet hours.
+            Some(_) => Some(Ok(report())),
+            None => Some(Ok(change.take().unwrap_or_else(report))),
+        },
     }
 }
 

@@ -32,8 +32,10 @@ pub(super) fn run(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
                 teller.log_once(&format!("status.json was not written: {error}"));
             }
             if json && let Ok(line) = serde_json::to_string(&report) {
-                // A reader that has gone is no reason to stop tuning.
-                let _ = print(&format!("{line}\n"));
+                // No reason to stop tuning.
+                if let Err(error) = print(&format!("{line}\n")) {
+                    teller.log_once(&format!("{error:#}"));
+                }
             }
             ControlFlow::Continue(())
         })

@@ -203,3 +203,40 @@ fn state_that_a_restart_would_lose_holds_the_restart() {
     assert!(out.contains("a restart would lose sessions or messages"), "{out}{err}");
     assert_eq!(broker.pid(), before);
 }
+
+/// Every client is lost after the restart, which is worse; but undoing it by another restart would
+/// lose what was retained since. That is the end of it: nobody waits for ever.
+#[test]
+fn once_ends_where_its_change_cannot_be_undone() {
+    let broker = Broker::start("");
+    let model = broker.path("model.btm");
+    model::write(&model, &WIDE[..3]);
+    let extra = "[decide]\ninterval_ms = 250\nverify_window_s = 4\n";
+    let config = broker.edge_config(&model, extra);
+    let port = broker.address.port().to_string();
+    let mut clients: Vec<Running> = (0..12)
+        .map(|_| {
+            let mut client = Command::new("mosquitto_sub");
+            client.args(["-h", "127.0.0.1", "-p", &port, "-t", "site/#"]).stdout(Stdio::null());
+            Running(client.spawn().expect("sudo apt-get install -y mosquitto-clients"))
+        })
+        .collect();
+    let before = broker.pid();
+    let mut command = edge(&["once", "--config", config.to_str().unwrap()]);
+    let mut once = Running(command.stdout(Stdio::piped()).spawn().unwrap());
+    let is_new = || broker.live().process().is_ok_and(|process| process.pid != before);
+    eventually("the restart", || is_new().then_some(()));
+    clients.clear();
+    eventually("a retained message", || {
+        let publish = Command::new("mosquitto_pub")
+            .args(["-h", "127.0.0.1", "-p", &port, "-t", "site/a", "-m", "1", "-r", "-q", "1"])
+            .stderr(Stdio::null())
+            .status();
+        publish.unwrap().success().then_some(())
+    });
+    let status = eventually("its end", || once.0.try_wait().unwrap());
+    let mut out = String::new();
+    std::io::Read::read_to_string(&mut once.0.stdout.take().unwrap(), &mut out).unwrap();
+    assert_eq!(status.code(), Some(1), "{out}");
+    assert!(out.contains("a restart would lose sessions or messages"), "{out}");
+}

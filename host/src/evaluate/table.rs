@@ -70,18 +70,7 @@ fn summary(scenario: &str, arm: &str, group: &[&Record]) -> Summary {
         seconds: loads().map(|load| load.seconds).sum(),
         seconds_void: loads().map(|load| load.seconds_void).sum(),
         capacity_msgs_per_s: group.iter().find_map(|r| r.outcome.load.capacity_msgs_per_s),
-        tally: loads().fold(Tally::default(), |sum, load| added(sum, load.tally)),
-    }
-}
-
-fn added(a: Tally, b: Tally) -> Tally {
-    Tally {
-        expected: a.expected + b.expected,
-        in_time: a.in_time + b.in_time,
-        lost_late: a.lost_late + b.lost_late,
-        lost_queue: a.lost_queue + b.lost_queue,
-        lost_outage: a.lost_outage + b.lost_outage,
-        lost_memory: a.lost_memory + b.lost_memory,
+        tally: loads().map(|load| load.tally).sum(),
     }
 }
 

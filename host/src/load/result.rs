@@ -152,7 +152,7 @@ pub(super) fn result(mut engine: Engine) -> LoadResult {
             .config
             .capacity_msgs_per_s
             .filter(|_| scenario.needs_capacity()),
-        tally: sum(phases.iter().flat_map(|phase| &phase.groups).map(|group| group.tally)),
+        tally: phases.iter().flat_map(|phase| &phase.groups).map(|group| group.tally).sum(),
         delivered_per_s: if seconds == 0 { 0.0 } else { first_deliveries as f64 / seconds as f64 },
         duplicates: phases
             .iter()
@@ -223,7 +223,7 @@ fn phase(scenario: &Scenario, instance: &Instance, memory: &MemorySeconds) -> Ph
             weight: group.weight,
             deadline_ms: u64::try_from(group.deadline.as_millis()).unwrap_or(u64::MAX),
             score: score::group_score(&readers.seconds, memory),
-            tally: sum(seconds.iter().map(|second| second.tally)),
+            tally: seconds.iter().map(|second| second.tally).sum(),
             duplicates: readers.duplicates,
             latency_us_p50: latency_us(0.5),
             latency_us_p99: latency_us(0.99),
@@ -247,15 +247,4 @@ fn second(counts: &SecondCounts, memory: &MemorySeconds) -> SecondResult {
 
 fn latency(histogram: &Histogram<u32>, quantile: f64) -> u64 {
     if histogram.is_empty() { 0 } else { histogram.value_at_quantile(quantile) }
-}
-
-fn sum(tallies: impl Iterator<Item = Tally>) -> Tally {
-    tallies.fold(Tally::default(), |a, b| Tally {
-        expected: a.expected + b.expected,
-        in_time: a.in_time + b.in_time,
-        lost_late: a.lost_late + b.lost_late,
-        lost_queue: a.lost_queue + b.lost_queue,
-        lost_outage: a.lost_outage + b.lost_outage,
-        lost_memory: a.lost_memory + b.lost_memory,
-    })
 }

@@ -101,6 +101,19 @@ pub struct Tally {
     pub lost_memory: u64,
 }
 
+impl std::iter::Sum for Tally {
+    fn sum<I: Iterator<Item = Tally>>(tallies: I) -> Tally {
+        tallies.fold(Tally::default(), |a, b| Tally {
+            expected: a.expected + b.expected,
+            in_time: a.in_time + b.in_time,
+            lost_late: a.lost_late + b.lost_late,
+            lost_queue: a.lost_queue + b.lost_queue,
+            lost_outage: a.lost_outage + b.lost_outage,
+            lost_memory: a.lost_memory + b.lost_memory,
+        })
+    }
+}
+
 impl Tally {
     /// Adds one second.
     pub fn add(&mut self, counts: &SecondCounts, memory: &MemorySeconds) {

@@ -39,7 +39,7 @@ pub struct AgentReport {
 /// One decision of an agent, out of the line that `edge run --json` prints.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct AgentDecision {
-    /// `blind`, `hands_off`, `hold`, `changed` or `failed`.
+    /// As in [`brokertuner_edge::agent::VerdictReport`].
     pub kind: String,
     /// The reason, or what a change answers.
     pub why: String,
