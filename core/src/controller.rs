@@ -76,6 +76,16 @@ impl Default for Rules {
     }
 }
 
+impl Rules {
+    /// The defaults for a site that counts deliveries within `deadline_ms`: a probe that takes a
+    /// quarter of it is nothing to worry about.
+    #[must_use]
+    pub fn for_deadline(deadline_ms: u32) -> Rules {
+        let worse_latency_us_min = deadline_ms as f32 * 1000.0 / 4.0;
+        Rules { worse_latency_us_min, ..Rules::default() }
+    }
+}
+
 /// How the broker does; `None` where it is not known.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]

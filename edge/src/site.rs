@@ -26,8 +26,6 @@ use crate::sampler::SamplerOptions;
 pub const DROP_IN_VARIABLE: &str = "MOSQUITTO_TUNER_CONFIG";
 /// Where the drop-in lies on Debian.
 pub const DROP_IN_DEFAULT: &str = "/etc/mosquitto/conf.d/zz-brokertuner.conf";
-/// A probe that takes less than a quarter of the deadline harms nobody.
-const WORSE_LATENCY_US_PER_MS: f32 = 1000.0 / 4.0;
 const ANSWER_TIMEOUT: StdDuration = StdDuration::from_secs(2);
 
 /// The two environment variables that count, read once.
@@ -329,8 +327,7 @@ fn rules(config: &Config) -> Rules {
         restarts_per_hour_max: decide.restarts_per_hour_max,
         allow_state_loss: decide.allow_state_loss,
         back_off: Duration::from_secs(decide.back_off_s.into()),
-        worse_latency_us_min: config.targets.deadline_ms as f32 * WORSE_LATENCY_US_PER_MS,
-        ..Rules::default()
+        ..Rules::for_deadline(config.targets.deadline_ms)
     }
 }
 

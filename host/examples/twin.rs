@@ -36,7 +36,9 @@ fn main() {
             let ratio = (20.0 + scenario.duration().as_secs_f64()) / begun.elapsed().as_secs_f64();
             print!(
                 " {:.3} ({:.2} cpu, {:3} MB, {ratio:.0}x)",
-                world.score().unwrap_or(f64::NAN), world.cpu_share(), world.rss_bytes_max() >> 20
+                world.score().unwrap_or(f64::NAN),
+                world.cpu_share(),
+                world.rss_bytes_max() >> 20
             );
         }
         println!();

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod broker;
+pub mod calibrate;
 pub mod cli;
 pub mod ddpg;
 pub mod demo;
@@ -14,6 +15,8 @@ pub mod logs;
 mod progress;
 pub mod reward;
 pub mod scenario;
+pub mod search;
+pub mod sites;
 pub mod train;
 pub mod trial;
 pub mod twin;

@@ -26,5 +26,5 @@ pub use find::{Mosquitto, Version};
 pub(crate) use guard::{Belongings, unregister};
 pub use guard::{install_signal_guard, interrupted};
 pub use probe::window_holds;
-pub use process::{BrokerProcess, LogTypes, Phase, RestartInfo, SpawnConfig, rss_bytes};
+pub use process::{BrokerProcess, LogTypes, Phase, RestartInfo, SpawnConfig, cpu_time, rss_bytes};
 pub(crate) use spawner::{Output, spawn as spawn_child};

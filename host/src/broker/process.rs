@@ -214,6 +214,14 @@ impl BrokerProcess {
         self.life.restart()
     }
 
+    /// Makes the broker save its database (SIGUSR1). Says nothing about whether it could.
+    ///
+    /// # Errors
+    /// [`BrokerError::NotRunning`].
+    pub fn save(&self) -> Result<(), BrokerError> {
+        self.life.signal(Signal::SIGUSR1)
+    }
+
     /// Makes the broker read its configuration again (SIGHUP). Says nothing about whether it liked
     /// it.
     ///
@@ -323,4 +331,18 @@ pub fn rss_bytes(pid: u32) -> Result<u64, BrokerError> {
         status.map_err(|error| BrokerError::Io { what, source: std::io::Error::other(error) })?;
     // A zombie has no memory and no such line.
     status.vmrss.map(|kib| kib.saturating_mul(1024)).ok_or(BrokerError::NotRunning)
+}
+
+/// CPU time that the process's main thread has used, to the nanosecond (`/proc/PID/schedstat`):
+/// Mosquitto 2.0 has no other that works.
+///
+/// # Errors
+/// As [`rss_bytes`], or a kernel that does not count.
+pub fn cpu_time(pid: u32) -> Result<Duration, BrokerError> {
+    let what = format!("reading /proc/{pid}/schedstat");
+    let id = i32::try_from(pid).map_err(|_| BrokerError::NotRunning)?;
+    let stat = Process::new(id).and_then(|process| process.schedstat());
+    let stat =
+        stat.map_err(|error| BrokerError::Io { what, source: std::io::Error::other(error) })?;
+    Ok(Duration::from_nanos(stat.sum_exec_runtime))
 }

@@ -1,18 +1,19 @@
 //! `host evaluate`.
 
 use super::export::read_model;
-use super::options::{self, BrokerOptions};
+use super::options::{self, BrokerOptions, create_parent};
+use super::train::EnvKind;
 use super::{Answer, print};
 use crate::evaluate::{
-    Architecture, Arm, Done, EvaluateConfig, Journal, Record, Summary, evaluate, losses, summarise,
-    tell_apart, text,
+    Architecture, Arm, Bench, Done, EvaluateConfig, Journal, Record, Summary, evaluate, losses,
+    summarise, tell_apart, text,
 };
 use crate::scenario::{EMBEDDED, Scenario};
 use crate::trial::{JUDGING, Profile, edge_program};
 use anyhow::{Context as _, Result, bail};
 use brokertuner_core::model::Model;
 use serde::Serialize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
@@ -29,12 +30,28 @@ pub(crate) struct EvaluateArgs {
     /// Loads, by name or path; default: all that the program carries.
     #[arg(long = "scenario", value_name = "NAME|PATH")]
     scenarios: Vec<String>,
+    /// So many randomised sites, never seen in training, beside the loads.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    sites: u32,
+    /// Where to measure.
+    #[arg(long, value_enum, default_value_t)]
+    env: EnvKind,
+    /// The broker that the twin simulates: a file of `host calibrate`. Default: what the program
+    /// carries.
+    #[arg(long, value_name = "FILE")]
+    calibration: Option<PathBuf>,
     /// Mosquitto's defaults (always measured unless --no-default).
     #[arg(long)]
     no_default: bool,
     /// Fixed settings from a file in the drop-in's syntax; may be repeated.
     #[arg(long, value_name = "FILE")]
     fixed: Vec<PathBuf>,
+    /// The rule of thumb: fixed settings from the bandwidth-delay product of each load.
+    #[arg(long)]
+    rule: bool,
+    /// Fixed settings for each load, from a folder of `host search --each`; may be repeated.
+    #[arg(long, value_name = "DIR")]
+    per_site: Vec<PathBuf>,
     /// An exported model, run by `edge`; may be repeated.
     #[arg(long, value_name = "FILE")]
     model: Vec<PathBuf>,
@@ -99,16 +116,15 @@ impl EvaluateArgs {
         if self.json {
             crate::progress::hide();
         }
-        let mosquitto = self.broker.find()?;
         let scenarios = self.loads()?;
+        let (bench, broker_version) = self.bench()?;
         let dir = tempfile::tempdir().context("cannot make a folder for untrained models")?;
-        let arms = self.arms(&dir)?;
+        let arms = self.arms(&dir, &scenarios)?;
         create_parent(&self.out)?;
         let mut journal = Journal::open(&self.out, self.resume)?;
-        let needs_edge = !self.model.is_empty() || self.untrained;
         let mut config = EvaluateConfig {
-            broker_version: mosquitto.version().to_string(),
-            mosquitto,
+            bench,
+            broker_version,
             scenarios,
             arms,
             repeats: if self.quick { 1 } else { self.repeats },
@@ -117,15 +133,18 @@ impl EvaluateArgs {
             duration: self.duration_s.map(Duration::from_secs),
             profile: Profile::judging()?,
             capacity_msgs_per_s: journal.capacity_msgs_per_s(),
-            allow_uncapped: self.broker.allow_uncapped,
-            edge: if needs_edge { Some(edge_program()?) } else { None },
-            pin: !self.no_pin,
         };
         // Before the capacity, which takes a minute.
         config.check(&journal)?;
         if config.capacity_msgs_per_s.is_none() {
-            config.capacity_msgs_per_s =
-                options::capacity(&config.mosquitto, &config.scenarios, self.seed)?;
+            config.capacity_msgs_per_s = match &config.bench {
+                Bench::Broker { mosquitto, .. } => {
+                    options::capacity(mosquitto, &config.scenarios, self.seed)?
+                }
+                Bench::Twin { calibration } => {
+                    options::twin_capacity(calibration, &config.scenarios)?
+                }
+            };
         }
         let done = evaluate(&config, &mut journal);
         // What was measured is worth something, whatever came after it.
@@ -135,20 +154,49 @@ impl EvaluateArgs {
         Ok(if done? == Done::All { Answer::Yes } else { Answer::No })
     }
 
+    /// Where it is measured, and the broker's version for the record.
+    fn bench(&self) -> Result<(Bench, String)> {
+        if self.env == EnvKind::Twin {
+            let paths: Vec<PathBuf> = self.calibration.iter().cloned().collect();
+            let calibration = options::calibrations(&paths)?[0];
+            return Ok((Bench::Twin { calibration }, "twin".to_owned()));
+        }
+        let mosquitto = self.broker.find()?;
+        let version = mosquitto.version().to_string();
+        let needs_edge = !self.model.is_empty() || self.untrained;
+        let bench = Bench::Broker {
+            mosquitto,
+            edge: if needs_edge { Some(edge_program()?) } else { None },
+            allow_uncapped: self.broker.allow_uncapped,
+            pin: !self.no_pin,
+        };
+        Ok((bench, version))
+    }
+
     fn loads(&self) -> Result<Vec<Arc<Scenario>>> {
         let all: Vec<String> = EMBEDDED.iter().map(|(name, _)| (*name).to_owned()).collect();
-        let names = if self.scenarios.is_empty() { &all } else { &self.scenarios };
-        let loads = options::scenarios(names)?;
+        let is_all = self.scenarios.is_empty() && self.sites == 0;
+        let names = if is_all { &all } else { &self.scenarios };
+        let mut loads = options::scenarios(names)?;
+        for seed in 0..u64::from(self.sites) {
+            loads.push(Arc::new(crate::sites::site(seed)?));
+        }
         if !self.quick {
             return Ok(loads);
         }
         Ok(loads.iter().map(|load| Arc::new(load.with_phases_of_at_most(QUICK_PHASE_S))).collect())
     }
 
-    fn arms(&self, dir: &TempDir) -> Result<Vec<Arm>> {
+    fn arms(&self, dir: &TempDir, scenarios: &[Arc<Scenario>]) -> Result<Vec<Arm>> {
         let mut arms = Vec::new();
         if !self.no_default {
             arms.push(Arm::Default);
+        }
+        if self.rule {
+            arms.push(Arm::Rule);
+        }
+        for dir in &self.per_site {
+            arms.push(Arm::per_site(dir, scenarios)?);
         }
         for path in &self.fixed {
             arms.push(Arm::fixed(path)?);
@@ -169,7 +217,7 @@ impl EvaluateArgs {
         }
         if arms.is_empty() {
             bail!(
-                "nothing to compare; give --fixed, --model, --untrained or --random, or leave out --no-default"
+                "nothing to compare; give --fixed, --per-site, --rule, --model, --untrained or --random, or leave out --no-default"
             );
         }
         tell_apart(&mut arms)?;
@@ -215,18 +263,6 @@ fn line(record: &Record) -> String {
     }
     let Record { scenario, arm, repeat, seed, .. } = record;
     format!("{scenario} {arm}{actor} repeat {repeat} seed {seed}: {score}{marks}\n")
-}
-
-/// Makes the folder that a result file is to lie in.
-///
-/// # Errors
-/// Where it cannot be made.
-pub(crate) fn create_parent(path: &Path) -> Result<()> {
-    match path.parent() {
-        Some(dir) if !dir.as_os_str().is_empty() => std::fs::create_dir_all(dir)
-            .with_context(|| format!("cannot create {}; choose another --out", dir.display())),
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]

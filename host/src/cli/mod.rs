@@ -1,9 +1,11 @@
 //! The command line: what the user said. Each verb's work stands in its own module.
 
+mod calibrate;
 mod evaluate;
 mod export;
 mod hyper;
 mod options;
+mod search;
 mod train;
 
 use anyhow::Result;
@@ -25,10 +27,14 @@ pub struct Cli {
 enum Command {
     /// Everything at once: measure the defaults, train, export, tune a live broker, compare.
     Demo(crate::demo::DemoArgs),
-    /// Train a policy on real brokers.
+    /// Train a policy, on real brokers or in their twin.
     Train(Box<train::TrainArgs>),
     /// Compare policies and fixed settings by score.
     Evaluate(evaluate::EvaluateArgs),
+    /// Measure the real broker on this machine for the twin.
+    Calibrate(calibrate::CalibrateArgs),
+    /// Search for the best fixed settings.
+    Search(search::SearchArgs),
     /// Quantise a checkpoint to a model file for the gateway.
     Export(export::ExportArgs),
     /// Say what a model file holds.
@@ -68,6 +74,8 @@ impl Cli {
             Command::Demo(args) => crate::demo::run(&args),
             Command::Train(args) => args.run(),
             Command::Evaluate(args) => args.run(),
+            Command::Calibrate(args) => args.run(),
+            Command::Search(args) => args.run(),
             Command::Export(args) => args.run(),
             Command::Inspect(args) => args.run(),
             Command::Knobs(args) => knobs(&args),

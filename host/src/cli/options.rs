@@ -2,8 +2,10 @@
 
 use crate::broker::Mosquitto;
 use crate::scenario::Scenario;
-use anyhow::Result;
-use std::path::PathBuf;
+use crate::twin::Calibration;
+use anyhow::{Context as _, Result};
+use brokertuner_edge::fs::{MODE_CONF, RealFiles, replace};
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -51,6 +53,32 @@ pub(crate) fn scenarios(names: &[String]) -> Result<Vec<Arc<Scenario>>> {
     names.iter().map(|name| Ok(Arc::new(Scenario::load(name)?))).collect()
 }
 
+/// Reads calibrations; where none is named, the one that the program carries.
+///
+/// # Errors
+/// The first that cannot be used, by name.
+pub(crate) fn calibrations(paths: &[PathBuf]) -> Result<Vec<Calibration>> {
+    if paths.is_empty() {
+        return Ok(vec![Calibration::default()]);
+    }
+    paths.iter().map(|path| Ok(Calibration::load(path)?)).collect()
+}
+
+/// Messages a second that the twin's broker passes, found only if a scenario asks for a multiple.
+///
+/// # Errors
+/// Where it passes nothing: the calibration is of no real broker.
+pub(crate) fn twin_capacity(
+    calibration: &Calibration,
+    scenarios: &[Arc<Scenario>],
+) -> Result<Option<f64>> {
+    if !scenarios.iter().any(|scenario| scenario.needs_capacity()) {
+        return Ok(None);
+    }
+    let capacity = crate::twin::capacity_msgs_per_s(calibration);
+    Ok(Some(capacity.context("the calibration describes a broker that passes nothing")?))
+}
+
 /// Messages a second that the broker passes here, measured only if a scenario asks for a multiple.
 ///
 /// # Errors
@@ -67,4 +95,25 @@ pub(crate) fn capacity(
     let capacity = crate::trial::measure_capacity(mosquitto, seed)?;
     tracing::info!(msgs_per_s = format!("{capacity:.0}"), "capacity");
     Ok(Some(capacity))
+}
+
+/// Makes the folder that a result file is to lie in.
+///
+/// # Errors
+/// Where it cannot be made.
+pub(crate) fn create_parent(path: &Path) -> Result<()> {
+    match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => std::fs::create_dir_all(dir)
+            .with_context(|| format!("cannot create {}; choose another --out", dir.display())),
+        _ => Ok(()),
+    }
+}
+
+/// Writes a result whole or not at all.
+///
+/// # Errors
+/// Where it cannot be written; what was there stands then.
+pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    replace(&RealFiles, path, Some(bytes), MODE_CONF)
+        .with_context(|| format!("cannot write {}; choose another --out", path.display()))
 }

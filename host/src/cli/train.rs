@@ -4,13 +4,14 @@ use super::export::schema_of;
 use super::hyper::{HyperArgs, Preset};
 use super::options::{self, BrokerOptions};
 use super::{Answer, print};
-use crate::broker::Mosquitto;
 use crate::ddpg::{Agent, Hyper};
 use crate::env::Environment;
 use crate::env::broker::{BrokerEnv, BrokerEnvConfig};
+use crate::env::twin::{Source, TwinEnv, TwinEnvConfig};
 use crate::export::{About, export};
 use crate::reward::{DeadlinePrices, RewardKind, SeedWeights};
 use crate::train::{TrainConfig, Trained, train};
+use crate::trial::Profile;
 use anyhow::{Context as _, Result, bail};
 use brokertuner_core::features::Schema;
 use brokertuner_core::{KNOB_COUNT, KnobSet};
@@ -19,12 +20,14 @@ use serde::Serialize;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Where to train.
+/// Which world.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-enum EnvKind {
+pub(super) enum EnvKind {
     /// A real Mosquitto under the load generator.
     #[default]
     Broker,
+    /// The simulator of it: thousands of times faster.
+    Twin,
 }
 
 /// Which reward.
@@ -56,36 +59,58 @@ impl From<SchemaName> for Schema {
     }
 }
 
+/// What is trained in.
+struct Envs {
+    list: Vec<Box<dyn Environment>>,
+    /// For the model's card.
+    loads: String,
+    broker: String,
+}
+
+/// Loads of a run on real brokers that is given none: those of `host demo`.
+const BROKER_SCENARIOS: [&str; 2] = ["wan-uplink", "alarm-burst"];
+/// Seconds after which a run on real brokers ends that is not told when.
+const BROKER_DURATION_S: u64 = 1800;
+/// Randomised sites of one training seed, so that runs of different seeds share none; those below
+/// are kept for validation.
+pub(super) const SITES_PER_SEED: u64 = 1 << 32;
 /// Seed of a run that is given none.
 const DEFAULT_SEED: u64 = 1;
 
-/// Train a policy on real brokers.
+/// Train a policy, on real brokers or in their twin.
 ///
 /// Leaves progress.csv, action_throughput_log.csv, checkpoints, the final agent and model.btm in
 /// --out. Ctrl-C ends the run in good order and keeps what was learnt; --resume goes on.
 #[derive(Debug, clap::Args)]
 pub(crate) struct TrainArgs {
     /// Loads to train on, by name or path; parallel environments and episodes take them in turn.
-    #[arg(long = "scenario", value_name = "NAME|PATH", default_values = ["wan-uplink", "alarm-burst"])]
+    /// Default: wan-uplink and alarm-burst on real brokers, randomised sites in the twin.
+    #[arg(long = "scenario", value_name = "NAME|PATH")]
     scenarios: Vec<String>,
     /// Where to train.
     #[arg(long, value_enum, default_value_t)]
     env: EnvKind,
+    /// The broker that the twin simulates: a file of `host calibrate`; may be repeated. Default:
+    /// what the program carries.
+    #[arg(long, value_name = "FILE")]
+    calibration: Vec<PathBuf>,
     /// Environment steps after which training ends, with those before --resume.
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..))]
     steps: u64,
-    /// Seconds after which training on real brokers ends; --resume has them anew.
-    #[arg(long, default_value_t = 1800, value_parser = clap::value_parser!(u64).range(1..))]
-    duration_s: u64,
+    /// Seconds after which training ends; --resume has them anew. Default: 1800 on real brokers,
+    /// none in the twin.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    duration_s: Option<u64>,
     /// Steps of an episode.
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u64).range(1..))]
     episode_steps: u64,
     /// Steps between checkpoints.
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
     checkpoint_steps: u64,
-    /// Brokers at once. Loads that need a core for themselves want 1.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
-    parallel: u8,
+    /// Brokers at once. Loads that need a core for themselves want 1. Default: 1 on real brokers, 2
+    /// in the twin.
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=64))]
+    parallel: Option<u8>,
     /// Seed of all random choices; default: 1, or that of the run that is resumed.
     #[arg(long)]
     seed: Option<u64>,
@@ -149,7 +174,6 @@ impl TrainArgs {
     /// # Errors
     /// Options that do not fit, a broker that cannot be found, files that cannot be written.
     pub(crate) fn run(&self) -> Result<Answer> {
-        let EnvKind::Broker = self.env;
         if self.json {
             crate::progress::hide();
         }
@@ -157,45 +181,106 @@ impl TrainArgs {
         let (agent, schema) = self.agent()?;
         // A resumed run has those of its checkpoint, whatever the defaults are now.
         let hyper = agent.hyper().clone();
-        let mosquitto = self.broker.find()?;
-        let scenarios = options::scenarios(&self.scenarios)?;
-        let capacity = options::capacity(&mosquitto, &scenarios, agent.seed())?;
+        let envs = match self.env {
+            EnvKind::Broker => self.brokers(&agent, schema, reward)?,
+            EnvKind::Twin => self.twins(&agent, schema, reward)?,
+        };
         tracing::info!(
             seed = agent.seed(),
             out = %self.out.display(),
-            duration_s = self.duration_s,
+            duration_s = self.duration().map(|limit| limit.as_secs()),
             steps = self.steps,
-            mosquitto = %mosquitto.version(),
+            broker = envs.broker,
             "training"
         );
-        let envs = (0..usize::from(self.parallel))
-            .map(|index| {
-                let env = BrokerEnv::new(BrokerEnvConfig {
-                    mosquitto: mosquitto.clone(),
-                    scenarios: scenarios.clone(),
-                    index,
-                    step: Duration::from_secs_f64(hyper.step_s),
-                    schema,
-                    reward,
-                    seed: agent.seed(),
-                    capacity_msgs_per_s: capacity,
-                    allow_uncapped: self.broker.allow_uncapped,
-                })?;
-                Ok(Box::new(env) as Box<dyn Environment>)
-            })
-            .collect::<Result<_>>()?;
         let config = TrainConfig {
             hyper,
             out: self.out.clone(),
             steps: self.steps,
-            duration: Some(Duration::from_secs(self.duration_s)),
+            duration: self.duration(),
             episode_steps: self.episode_steps,
             checkpoint_steps: self.checkpoint_steps,
             tuned: KnobSet::tuned_by_default(),
             resume: self.resume,
         };
-        let trained = train(envs, &config, agent)?;
-        self.report(&trained, &config, schema, &mosquitto)
+        let about = About {
+            schema,
+            tuned: config.tuned,
+            scenarios: envs.loads,
+            broker_versions: envs.broker,
+            scores: String::new(),
+        };
+        let trained = train(envs.list, &config, agent)?;
+        self.report(&trained, about)
+    }
+
+    fn duration(&self) -> Option<Duration> {
+        let default_s = match self.env {
+            EnvKind::Broker => Some(BROKER_DURATION_S),
+            EnvKind::Twin => None,
+        };
+        self.duration_s.or(default_s).map(Duration::from_secs)
+    }
+
+    /// Real brokers, under the scenarios.
+    fn brokers(&self, agent: &Agent, schema: Schema, reward: RewardKind) -> Result<Envs> {
+        let mosquitto = self.broker.find()?;
+        let names = if self.scenarios.is_empty() {
+            BROKER_SCENARIOS.map(str::to_owned).to_vec()
+        } else {
+            self.scenarios.clone()
+        };
+        let scenarios = options::scenarios(&names)?;
+        let capacity_msgs_per_s = options::capacity(&mosquitto, &scenarios, agent.seed())?;
+        let env = |index| {
+            let env = BrokerEnv::new(BrokerEnvConfig {
+                mosquitto: mosquitto.clone(),
+                scenarios: scenarios.clone(),
+                index,
+                step: Duration::from_secs_f64(agent.hyper().step_s),
+                schema,
+                reward,
+                seed: agent.seed(),
+                capacity_msgs_per_s,
+                allow_uncapped: self.broker.allow_uncapped,
+            })?;
+            Ok(Box::new(env) as Box<dyn Environment>)
+        };
+        let count = usize::from(self.parallel.unwrap_or(1));
+        let list = (0..count).map(env).collect::<Result<_>>()?;
+        Ok(Envs { list, loads: names.join(" "), broker: mosquitto.version().to_string() })
+    }
+
+    /// Brokers of the twin, under the scenarios or under randomised sites.
+    fn twins(&self, agent: &Agent, schema: Schema, reward: RewardKind) -> Result<Envs> {
+        let calibrations = options::calibrations(&self.calibration)?;
+        let scenarios = options::scenarios(&self.scenarios)?;
+        let first = agent.seed().wrapping_mul(SITES_PER_SEED);
+        let loads = match self.scenarios.is_empty() {
+            true => format!("sites from {first}"),
+            false => self.scenarios.join(" "),
+        };
+        let capacity_msgs_per_s = options::twin_capacity(&calibrations[0], &scenarios)?;
+        let env = |index: u64| {
+            let source = match scenarios.is_empty() {
+                true => Source::Sites(first),
+                false => Source::Scenarios(scenarios.clone()),
+            };
+            let env = TwinEnv::new(TwinEnvConfig {
+                source,
+                calibrations: calibrations.clone(),
+                step_s: agent.hyper().step_s,
+                schema,
+                reward,
+                seed: agent.seed().wrapping_mul(SITES_PER_SEED).wrapping_add(index),
+                capacity_msgs_per_s,
+                profile: Profile::judging()?,
+            })?;
+            Ok(Box::new(env) as Box<dyn Environment>)
+        };
+        let count = u64::from(self.parallel.unwrap_or(2));
+        let list = (0..count).map(env).collect::<Result<_>>()?;
+        Ok(Envs { list, loads, broker: "twin".to_owned() })
     }
 
     /// The reward with its prices or weights, which are checked before anything starts.
@@ -262,21 +347,10 @@ impl TrainArgs {
         )
     }
 
-    fn report(
-        &self,
-        trained: &Trained,
-        config: &TrainConfig,
-        schema: Schema,
-        mosquitto: &Mosquitto,
-    ) -> Result<Answer> {
+    fn report(&self, trained: &Trained, about: About) -> Result<Answer> {
         let path = self.out.join("model.btm");
-        let about = About {
-            schema,
-            tuned: config.tuned,
-            scenarios: self.scenarios.join(" "),
-            broker_versions: mosquitto.version().to_string(),
-            scores: format!("training, last quarter: {}", score(trained.score_mean_last_quarter)),
-        };
+        let scores = format!("training, last quarter: {}", score(trained.score_mean_last_quarter));
+        let about = About { scores, ..about };
         let deviation = export(&trained.agent, &about, &path)?;
         let summary = Summary {
             version: 1,

@@ -169,6 +169,8 @@ mod tests {
             settings_conf: "max_inflight_messages 1000\n".to_owned(),
             restarts: 1,
             is_uncapped: false,
+            cpu_share: None,
+            rss_bytes_end: None,
         }
     }
 

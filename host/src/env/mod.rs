@@ -1,6 +1,7 @@
 //! What a policy is trained in: one interface for the real broker and for simulators.
 
 pub mod broker;
+pub mod twin;
 
 use crate::logs::ActionRow;
 use brokertuner_core::Action;

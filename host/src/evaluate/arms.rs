@@ -7,6 +7,7 @@ use brokertuner_core::{Action, Envelope, Settings};
 use rand::{RngExt as _, SeedableRng as _};
 use rand_pcg::Pcg64Mcg;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
 /// An arm of a comparison.
 #[derive(Clone, Debug)]
@@ -21,6 +22,15 @@ pub enum Arm {
         path: PathBuf,
         /// What it says.
         settings: Settings,
+    },
+    /// The rule of thumb: fixed settings for each load, by hand.
+    Rule,
+    /// Settings from a folder that has a file for each load.
+    PerSite {
+        /// The name in tables and result files.
+        name: String,
+        /// The folder.
+        dir: PathBuf,
     },
     /// The exported model through `edge`.
     Model {
@@ -98,7 +108,10 @@ impl Arm {
     pub fn name(&self) -> String {
         match self {
             Arm::Default => DEFAULT.to_owned(),
-            Arm::Fixed { name, .. } | Arm::Model { name, .. } => name.clone(),
+            Arm::Rule => RULE.to_owned(),
+            Arm::Fixed { name, .. } | Arm::PerSite { name, .. } | Arm::Model { name, .. } => {
+                name.clone()
+            }
             Arm::Untrained { .. } => UNTRAINED.to_owned(),
             Arm::Random => RANDOM.to_owned(),
         }
@@ -109,15 +122,19 @@ impl Arm {
     /// # Errors
     /// [`ArmError`], which names the file and the line or option.
     pub fn fixed(path: &Path) -> Result<Arm, ArmError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ArmError::Read { path: path.to_owned(), source })?;
-        let settings = render::parse(&text)
-            .map_err(|source| ArmError::Parse { path: path.to_owned(), source })?;
-        if let Some(violation) = Envelope::default().check(&settings).first() {
-            let reason = violation.to_string();
-            return Err(ArmError::Outside { path: path.to_owned(), reason });
-        }
+        let settings = settings_of(path)?;
         Ok(Arm::Fixed { name: tail(path, 1), path: path.to_owned(), settings })
+    }
+
+    /// Settings from a folder that has a file for each of the loads.
+    ///
+    /// # Errors
+    /// [`ArmError`] for the first file that cannot be used.
+    pub fn per_site(dir: &Path, scenarios: &[Arc<Scenario>]) -> Result<Arm, ArmError> {
+        for scenario in scenarios {
+            settings_of(&dir.join(format!("{}.conf", scenario.name)))?;
+        }
+        Ok(Arm::PerSite { name: tail(dir, 1), dir: dir.to_owned() })
     }
 
     /// The exported model in that file.
@@ -130,12 +147,36 @@ impl Arm {
     fn file(&mut self) -> Option<(&mut String, &Path)> {
         match self {
             Arm::Fixed { name, path, .. } | Arm::Model { name, path } => Some((name, path)),
-            Arm::Default | Arm::Untrained { .. } | Arm::Random => None,
+            Arm::PerSite { name, dir } => Some((name, dir)),
+            Arm::Default | Arm::Rule | Arm::Untrained { .. } | Arm::Random => None,
         }
     }
 }
 
+/// Reads settings from a file in the drop-in's syntax.
+///
+/// # Errors
+/// [`ArmError`], which names the file and the line or option.
+pub(super) fn settings_of(path: &Path) -> Result<Settings, ArmError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| ArmError::Read { path: path.to_owned(), source })?;
+    let settings =
+        render::parse(&text).map_err(|source| ArmError::Parse { path: path.to_owned(), source })?;
+    if let Some(violation) = Envelope::default().check(&settings).first() {
+        let reason = violation.to_string();
+        return Err(ArmError::Outside { path: path.to_owned(), reason });
+    }
+    Ok(settings)
+}
+
+/// The bounds of settings for that load.
+#[must_use]
+pub(super) fn envelope_of(scenario: &Scenario) -> Envelope {
+    Envelope { site: site_values(scenario), ..Envelope::default() }
+}
+
 const DEFAULT: &str = "default";
+const RULE: &str = "rule";
 const UNTRAINED: &str = "untrained";
 const RANDOM: &str = "random";
 /// Before the number of one of the settings that the `random` arm chooses from.
@@ -154,7 +195,7 @@ pub(super) fn is_try(name: &str) -> bool {
 }
 
 fn is_reserved(name: &str) -> bool {
-    [DEFAULT, UNTRAINED, RANDOM].contains(&name) || is_try(name)
+    [DEFAULT, RULE, UNTRAINED, RANDOM].contains(&name) || is_try(name)
 }
 
 /// Names arms after their files, by as much of the path as tells them apart from each other and
@@ -208,7 +249,7 @@ fn tail(path: &Path, depth: usize) -> String {
 #[must_use]
 pub(super) fn random_settings(count: u32, seed: u64, scenario: &Scenario) -> Vec<Settings> {
     let mut rng = Pcg64Mcg::seed_from_u64(seed);
-    let envelope = Envelope { site: site_values(scenario), ..Envelope::default() };
+    let envelope = envelope_of(scenario);
     (0..count)
         .map(|_| {
             let action: Action = std::array::from_fn(|_| rng.random_range(-127..=127));

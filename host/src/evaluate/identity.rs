@@ -17,7 +17,10 @@ pub struct Identity {
     pub scenario: String,
     /// Of the settings or the model.
     pub setter: String,
-    /// Of the profile, the broker's version, the pinning and this program's version.
+    /// The arm has other settings for each load, so that the setter's digest is of this one's.
+    #[serde(default)]
+    pub is_per_load: bool,
+    /// Of the profile, the broker's version, the pinning or calibration, and this program's version.
     pub rules: String,
 }
 
@@ -53,7 +56,7 @@ pub(super) fn of_scenario(scenario: &Scenario) -> String {
 
 /// The digest of the rules of a comparison.
 #[must_use]
-pub(super) fn of_rules(profile: &Profile, broker_version: &str, pin: bool) -> String {
+pub(super) fn of_rules(profile: &Profile, bench: &str) -> String {
     let program = env!("CARGO_PKG_VERSION");
-    digest(format!("{profile:?} {broker_version} {pin} {program}").as_bytes())
+    digest(format!("{profile:?} {bench} {program}").as_bytes())
 }

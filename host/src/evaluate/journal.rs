@@ -115,7 +115,8 @@ impl Journal {
     ) -> Result<(), Differs> {
         let differs = |record: &Record| {
             let is_repeat = key.is_of(record);
-            let is_arm = (&key.arm, key.actor) == (&record.arm, record.actor);
+            let is_comparable = !identity.is_per_load || key.scenario == record.scenario;
+            let is_arm = (&key.arm, key.actor) == (&record.arm, record.actor) && is_comparable;
             let what = if record.identity.rules != identity.rules {
                 "profile, Mosquitto, pinning or version of this program".to_owned()
             } else if key.scenario == record.scenario
@@ -126,6 +127,7 @@ impl Journal {
                 match (file, key.actor) {
                     (Some(file), _) => format!("content of {}", file.display()),
                     (None, Some(_)) => "--model, which the untrained actors are like".to_owned(),
+                    (None, None) if identity.is_per_load => "rule of thumb".to_owned(),
                     (None, None) => "--random-n or --seed".to_owned(),
                 }
             } else if is_repeat && record.seed != key.seed {

@@ -1,6 +1,7 @@
 //! `host evaluate`: arms against scenarios, unit by unit, each result appended to a file.
 
 mod arms;
+mod bench;
 mod identity;
 mod journal;
 mod table;
@@ -9,16 +10,19 @@ mod tests;
 mod untrained;
 
 pub use arms::{Arm, ArmError, tell_apart};
+pub use bench::Bench;
 pub use identity::{Differs, Identity};
 pub use journal::{Journal, Record};
 pub use table::{Summary, losses, mean_and_sd, summarise, text};
 pub use untrained::Architecture;
 
-use crate::broker::Mosquitto;
 use crate::progress::Progress;
 use crate::scenario::Scenario;
-use crate::trial::{Profile, Setter, Trial};
+use crate::search::rule;
+use crate::trial::Profile;
 use anyhow::Context as _;
+use arms::envelope_of;
+use bench::{Hand, Measurement};
 use brokertuner_core::{Settings, render};
 use journal::Key;
 use std::path::{Path, PathBuf};
@@ -32,9 +36,9 @@ const TRY_SEED_OFFSET: u64 = 1_000_000;
 /// What is compared, on what, and how often.
 #[derive(Clone, Debug)]
 pub struct EvaluateConfig {
-    /// The broker's program.
-    pub mosquitto: Mosquitto,
-    /// Its version, for the record.
+    /// Where it is measured.
+    pub bench: Bench,
+    /// The broker's version, for the record; `twin` in the twin.
     pub broker_version: String,
     /// The loads.
     pub scenarios: Vec<Arc<Scenario>>,
@@ -52,19 +56,13 @@ pub struct EvaluateConfig {
     pub profile: Profile,
     /// Messages a second that the broker passes; found by a probe where a scenario needs it.
     pub capacity_msgs_per_s: Option<f64>,
-    /// Go on without a CPU quota where none can be set.
-    pub allow_uncapped: bool,
-    /// The `edge` program for arms that tune.
-    pub edge: Option<PathBuf>,
-    /// Pin broker and load to cores of their own.
-    pub pin: bool,
 }
 
 /// One measurement to be made.
 #[derive(Clone, Debug)]
 struct Unit<'a> {
     scenario: &'a Arc<Scenario>,
-    setter: Setter,
+    hand: Hand,
     key: Key,
     identity: Identity,
     /// What its setter was read from.
@@ -76,6 +74,7 @@ struct Who<'a> {
     arm: String,
     actor: Option<u64>,
     digest: String,
+    is_per_load: bool,
     file: Option<&'a Path>,
 }
 
@@ -187,24 +186,29 @@ impl EvaluateConfig {
         best: Option<Settings>,
     ) -> anyhow::Result<Vec<Unit<'a>>> {
         let seed = self.seed.wrapping_add(u64::from(repeat));
-        let unit = |who: Who<'_>, setter| self.unit(scenario, who, setter, repeat, seed);
+        let is_per_load = matches!(arm, Arm::Rule | Arm::PerSite { .. });
+        let unit = |who: Who<'_>, hand| self.unit(scenario, who, hand, repeat, seed);
         let fixed = |settings: &Settings, file| {
             let digest = of_settings(settings);
-            let who = Who { arm: arm.name(), actor: None, digest, file };
-            unit(who, Setter::Fixed(*settings))
+            let who = Who { arm: arm.name(), actor: None, digest, is_per_load, file };
+            unit(who, Hand::Fixed(*settings))
         };
         let tuned = |actor: Option<u64>, model: &PathBuf| {
             let bytes =
                 std::fs::read(model).with_context(|| format!("cannot read {}", model.display()))?;
             let digest = identity::digest(&bytes);
             let file = actor.is_none().then_some(model.as_path());
-            let edge = self.edge.clone().context("this arm needs the edge program")?;
-            let setter = Setter::Edge { edge, model: model.clone() };
-            anyhow::Ok(unit(Who { arm: arm.name(), actor, digest, file }, setter))
+            let who = Who { arm: arm.name(), actor, digest, is_per_load, file };
+            anyhow::Ok(unit(who, Hand::Model(model.clone())))
         };
         match arm {
             Arm::Default => Ok(vec![fixed(&Settings::UNWRITTEN, None)]),
             Arm::Fixed { settings, path, .. } => Ok(vec![fixed(settings, Some(path))]),
+            Arm::Rule => Ok(vec![fixed(&rule::settings(scenario, &envelope_of(scenario)), None)]),
+            Arm::PerSite { dir, .. } => {
+                let path = dir.join(format!("{}.conf", scenario.name));
+                Ok(vec![fixed(&arms::settings_of(&path)?, Some(&path))])
+            }
             Arm::Model { path, .. } => Ok(vec![tuned(None, path)?]),
             Arm::Untrained { actors } => {
                 actors.iter().map(|(seed, path)| tuned(Some(*seed), path)).collect()
@@ -214,8 +218,8 @@ impl EvaluateConfig {
                 // How it was chosen is what it is: the choice itself depends on the machine.
                 let how = format!("best of {} with seed {}", self.random_count, self.seed);
                 let digest = identity::digest(how.as_bytes());
-                let who = Who { arm: arm.name(), actor: None, digest, file: None };
-                Ok(vec![unit(who, Setter::Fixed(best))])
+                let who = Who { arm: arm.name(), actor: None, digest, is_per_load, file: None };
+                Ok(vec![unit(who, Hand::Fixed(best))])
             }
         }
     }
@@ -224,19 +228,21 @@ impl EvaluateConfig {
         &self,
         scenario: &'a Arc<Scenario>,
         who: Who<'_>,
-        setter: Setter,
+        hand: Hand,
         repeat: u32,
         seed: u64,
     ) -> Unit<'a> {
-        let rules = identity::of_rules(&self.profile, &self.broker_version, self.pin);
+        let bench = self.bench.identity(&self.broker_version);
+        let rules = identity::of_rules(&self.profile, &bench);
         let name = scenario.name.clone();
         Unit {
             scenario,
-            setter,
+            hand,
             key: Key { scenario: name, arm: who.arm, actor: who.actor, repeat, seed },
             identity: Identity {
                 scenario: identity::of_scenario(scenario),
                 setter: who.digest,
+                is_per_load: who.is_per_load,
                 rules,
             },
             file: who.file.map(Path::to_owned),
@@ -251,9 +257,9 @@ impl EvaluateConfig {
         let settings = arms::random_settings(self.random_count, self.seed, scenario);
         settings.into_iter().enumerate().map(move |(index, settings)| {
             let (arm, digest) = (arms::try_name(index), of_settings(&settings));
-            let who = Who { arm, actor: None, digest, file: None };
+            let who = Who { arm, actor: None, digest, is_per_load: false, file: None };
             let seed = self.seed.wrapping_add(TRY_SEED_OFFSET);
-            (self.unit(scenario, who, Setter::Fixed(settings), 0, seed), settings)
+            (self.unit(scenario, who, Hand::Fixed(settings), 0, seed), settings)
         })
     }
 
@@ -300,18 +306,16 @@ fn of_settings(settings: &Settings) -> String {
 fn measure(config: &EvaluateConfig, unit: &Unit<'_>) -> anyhow::Result<Record> {
     let Key { scenario, arm, actor, repeat, seed } = unit.key.clone();
     tracing::info!(scenario, arm, actor, repeat, seed, "measuring");
-    let trial = Trial {
-        mosquitto: config.mosquitto.clone(),
-        scenario: Arc::clone(unit.scenario),
-        setter: unit.setter.clone(),
-        seed,
-        profile: config.profile,
-        pin: config.pin,
-        capacity_msgs_per_s: config.capacity_msgs_per_s,
-        allow_uncapped: config.allow_uncapped,
-    };
-    let outcome =
-        trial.run().with_context(|| format!("{scenario} with {arm} (repeat {repeat})"))?;
+    let outcome = config
+        .bench
+        .measure(&Measurement {
+            scenario: unit.scenario,
+            hand: &unit.hand,
+            seed,
+            profile: config.profile,
+            capacity_msgs_per_s: config.capacity_msgs_per_s,
+        })
+        .with_context(|| format!("{scenario} with {arm} (repeat {repeat})"))?;
     let record = Record {
         scenario,
         arm,

@@ -1,7 +1,9 @@
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use super::*;
+use crate::broker::Mosquitto;
 use crate::load::LoadResult;
+use crate::load::score::Tally;
 use crate::trial::Outcome;
 
 /// An evaluation of one load with a file of settings beside the defaults.
@@ -13,7 +15,7 @@ fn config(dir: &Path) -> EvaluateConfig {
     let mosquitto = Mosquitto::find(None).unwrap();
     EvaluateConfig {
         broker_version: mosquitto.version().to_string(),
-        mosquitto,
+        bench: Bench::Broker { mosquitto, edge: None, allow_uncapped: false, pin: false },
         scenarios: vec![Arc::new(Scenario::load("wan-uplink").unwrap())],
         arms: vec![Arm::Default, Arm::fixed(&path).unwrap(), Arm::Random],
         repeats: 1,
@@ -23,27 +25,40 @@ fn config(dir: &Path) -> EvaluateConfig {
         duration: Some(Duration::ZERO),
         profile: Profile::judging().unwrap(),
         capacity_msgs_per_s: None,
-        allow_uncapped: false,
-        edge: None,
-        pin: false,
     }
 }
 
 fn outcome(score: f64, is_void: bool) -> Outcome {
-    let load: LoadResult = serde_json::from_value(serde_json::json!({
-        "version": 1, "scenario": "wan-uplink", "seed": 1, "score": score, "is_void": is_void,
-        "is_complete": true, "seconds": 60, "seconds_void": 2, "capacity_msgs_per_s": 5000.0,
-        "tally": {
-            "expected": 100, "in_time": 60, "lost_late": 10, "lost_queue": 10, "lost_outage": 10,
-            "lost_memory": 10
+    let load = LoadResult {
+        version: 1,
+        scenario: "wan-uplink".to_owned(),
+        seed: 1,
+        score: Some(score),
+        is_void,
+        is_complete: true,
+        seconds: 60,
+        seconds_void: 2,
+        capacity_msgs_per_s: Some(5000.0),
+        tally: Tally {
+            expected: 100,
+            in_time: 60,
+            lost_late: 10,
+            lost_queue: 10,
+            lost_outage: 10,
+            lost_memory: 10,
         },
-        "delivered_per_s": 1.0, "duplicates": 0, "unexpected": 0, "discarded_by_publishers": 0,
-        "resent": 0, "connections_lost": 0, "malformed_packets": 0, "rss_bytes_max": null,
-        "rss_seconds_over": 0, "generator_lag_us_p99": 0, "generator_lag_us_max": 0,
-        "generator_turn_us_max": 0, "phases": []
-    }))
-    .unwrap();
-    Outcome { load, agent: None, settings_conf: String::new(), restarts: 0, is_uncapped: true }
+        delivered_per_s: 1.0,
+        ..LoadResult::default()
+    };
+    Outcome {
+        load,
+        agent: None,
+        settings_conf: String::new(),
+        restarts: 0,
+        is_uncapped: true,
+        cpu_share: None,
+        rss_bytes_end: None,
+    }
 }
 
 fn record(unit: &Unit<'_>, score: f64, is_void: bool) -> Record {
@@ -104,9 +119,13 @@ fn records_of_something_else_are_not_gone_on_with() {
     let quick = Arc::new(sound.scenarios[0].with_phases_of_at_most(8));
     std::fs::write(dir.path().join("mine.conf"), "max_inflight_messages 200\n").unwrap();
     let edited = config(dir.path());
+    let Bench::Broker { mosquitto, edge, allow_uncapped, .. } = sound.bench.clone() else {
+        unreachable!("the configuration is of a broker")
+    };
+    let pinned = Bench::Broker { mosquitto, edge, allow_uncapped, pin: true };
     let cases = [
         (EvaluateConfig { scenarios: vec![quick], ..sound.clone() }, "text of the scenario"),
-        (EvaluateConfig { pin: true, ..sound.clone() }, "pinning"),
+        (EvaluateConfig { bench: pinned, ..sound.clone() }, "pinning"),
         (EvaluateConfig { broker_version: "1.4.0".into(), ..sound.clone() }, "Mosquitto"),
         (EvaluateConfig { seed: 2, ..sound.clone() }, "--seed"),
         (EvaluateConfig { random_count: 2, ..sound.clone() }, "--random-n"),
@@ -153,7 +172,7 @@ fn each_untrained_actor_is_measured_in_every_repeat() {
     let dir = tempfile::tempdir().unwrap();
     let actors = Architecture::default().write_untrained(dir.path()).unwrap();
     let arm = Arm::Untrained { actors };
-    let config = EvaluateConfig { edge: Some("edge".into()), ..config(dir.path()) };
+    let config = config(dir.path());
     for repeat in 0..3 {
         let units = config.units(&config.scenarios[0], &arm, repeat, None).unwrap();
         let actors: Vec<Option<u64>> = units.iter().map(|unit| unit.key.actor).collect();

@@ -3,11 +3,14 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::score::Tally;
 use super::{LoadConfig, LoadError, LoadGenerator};
 use crate::scenario::{
     BrokerSetup, Phase, Protocol, PublishGroup, Qos, Rate, Scenario, SubscribeGroup,
 };
 
+/// A window and a queue that do not limit what is measured.
+pub(crate) const SETTINGS: &str = "max_inflight_messages 1000\nmax_queued_messages 10000\n";
 const PUBLISHERS: u32 = 4;
 const PAYLOAD_BYTES: u32 = 64;
 /// Rate of the first try, and the ends of the search.
@@ -97,6 +100,17 @@ fn search(
     Ok(low)
 }
 
+/// As [`capacity`], of whatever `passes` a load.
+pub(crate) fn highest_passed(mut passes: impl FnMut(Scenario) -> bool) -> Result<f64, LoadError> {
+    search(FIRST_MSGS_PER_S, &mut |msgs_per_s| Ok(passes(scenario(msgs_per_s))))
+}
+
+/// Whether a run of it lost little enough.
+pub(crate) fn is_little_lost(tally: &Tally) -> bool {
+    let lost = tally.expected.saturating_sub(tally.in_time);
+    lost as f64 <= LOSS_MAX * tally.expected as f64
+}
+
 fn is_passed(
     addr: SocketAddr,
     seed: u64,
@@ -105,11 +119,11 @@ fn is_passed(
 ) -> Result<bool, LoadError> {
     let config = LoadConfig { seed, pin_cores, ..LoadConfig::new(scenario(msgs_per_s), addr) };
     let tally = LoadGenerator::start(config)?.join()?.tally;
-    let lost = tally.expected.saturating_sub(tally.in_time);
-    Ok(lost as f64 <= LOSS_MAX * tally.expected as f64)
+    Ok(is_little_lost(&tally))
 }
 
-fn scenario(msgs_per_s: f64) -> Scenario {
+/// The load that a broker passes or not.
+pub(crate) fn scenario(msgs_per_s: f64) -> Scenario {
     let reconnect = Duration::from_millis(200);
     let publish = PublishGroup {
         name: "publishers".to_owned(),

@@ -35,7 +35,7 @@ use std::time::{Duration, Instant, SystemTime};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 pub use capacity::capacity;
-pub use result::{GroupResult, LoadResult, PhaseResult, SecondResult};
+pub use result::{GroupResult, LoadResult, PhaseResult, RESULT_VERSION, SecondResult};
 
 use crate::scenario::Scenario;
 use engine::Engine;

@@ -10,8 +10,11 @@ use super::score::{self, GroupCounts, MemorySeconds, PhaseCounts, SecondCounts, 
 use super::track::Instance;
 use crate::scenario::Scenario;
 
+/// Format of [`LoadResult`] as JSON.
+pub const RESULT_VERSION: u32 = 1;
+
 /// Result of a run. Serialised as JSON it is version 1 of its format; keys carry their units.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct LoadResult {
     /// Format of this object.
     pub version: u32,
@@ -140,7 +143,7 @@ pub(super) fn result(mut engine: Engine) -> LoadResult {
     let (discarded_by_publishers, resent) = publishers(&engine);
     let score = score::run_score(&counts, &memory);
     LoadResult {
-        version: 1,
+        version: RESULT_VERSION,
         scenario: scenario.name.clone(),
         seed: engine.config.seed,
         score,

@@ -83,7 +83,12 @@ impl Schedule {
         if self.sync { 0.0 } else { f64::from(client) / f64::from(self.clients) }
     }
 
-    /// Messages due before `end_s`.
+    /// Messages of the whole group that are due before `end_s` seconds of the phase have passed.
+    pub(crate) fn due_before(&self, end_s: f64) -> u64 {
+        self.count_before(end_s).min(self.count)
+    }
+
+    /// Messages due before `end_s`, however long the phase is.
     fn count_before(&self, end_s: f64) -> u64 {
         // The evenly spaced time before which messages go: of the last period, all that its burst
         // has sent by the end.

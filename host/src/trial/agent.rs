@@ -198,7 +198,6 @@ pub(super) fn config_text(
 ) -> anyhow::Result<String> {
     let restart = broker.restart_command().context("the broker is not supervised")?;
     let targets = targets(scenario);
-    let phases = u8::try_from(scenario.phases.len()).unwrap_or(u8::MAX);
     let quoted = |path: &Path| toml::Value::String(path.display().to_string()).to_string();
     let path = std::path::absolute(model).context("cannot tell where the model lies")?;
     let mut text = Vec::new();
@@ -224,7 +223,7 @@ pub(super) fn config_text(
         interval_ms = profile.decision_interval_ms,
         dwell_s = profile.dwell_ms / 1000,
         verify_s = profile.verify_window_ms / 1000,
-        restarts = phases.saturating_add(profile.restarts_beyond_phases).min(32),
+        restarts = profile.rules(scenario).restarts_per_hour_max,
         state_dir = quoted(&dir.join("state")),
     )?;
     Ok(String::from_utf8(text)?)

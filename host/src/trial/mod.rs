@@ -10,7 +10,7 @@ pub use agent::{AgentDecision, AgentReport};
 pub use edge_program::edge_program;
 pub use profile::{JUDGING, Profile};
 
-use crate::broker::{BrokerError, BrokerProcess, Mosquitto, SpawnConfig, rss_bytes};
+use crate::broker::{BrokerError, BrokerProcess, Mosquitto, SpawnConfig, cpu_time, rss_bytes};
 use crate::env::broker::spawn_config;
 use crate::load::{LoadConfig, LoadGenerator, LoadResult};
 use crate::scenario::Scenario;
@@ -76,6 +76,49 @@ pub struct Outcome {
     pub restarts: u32,
     /// The CPU quota could not be set.
     pub is_uncapped: bool,
+    /// CPU time of the broker in the scored part, of one core; `None` where the kernel does not
+    /// say.
+    #[serde(default)]
+    pub cpu_share: Option<f64>,
+    /// Resident memory at the end.
+    #[serde(default)]
+    pub rss_bytes_end: Option<u64>,
+}
+
+/// What the broker took, looked at again and again.
+#[derive(Clone, Copy, Debug, Default)]
+struct Taken {
+    /// When the scored part was first seen, and what the process had used by then.
+    from: Option<(Instant, Duration)>,
+    until: Option<(Instant, Duration)>,
+    pid: u32,
+    /// Of processes that ended in the scored part.
+    cpu_before: Duration,
+    rss_bytes: Option<u64>,
+}
+
+impl Taken {
+    fn look(&mut self, pid: u32, is_scored: bool) {
+        let Ok(cpu) = cpu_time(pid) else { return };
+        if !is_scored {
+            return;
+        }
+        let now = Instant::now();
+        if let Some((_, last)) = self.until.filter(|_| pid != self.pid) {
+            // A restarted broker's clock begins at nothing.
+            self.cpu_before += last;
+        }
+        self.pid = pid;
+        self.from.get_or_insert((now, cpu));
+        self.until = Some((now, cpu));
+    }
+
+    fn cpu_share(&self) -> Option<f64> {
+        let ((from, cpu_from), (until, cpu_until)) = self.from.zip(self.until)?;
+        let cpu = (self.cpu_before + cpu_until).saturating_sub(cpu_from);
+        let wall_s = until.duration_since(from).as_secs_f64();
+        (wall_s > 0.0).then(|| cpu.as_secs_f64() / wall_s)
+    }
 }
 
 /// Spawns a broker; where its CPU quota cannot be set and `allow_uncapped`, without one, which is
@@ -104,7 +147,7 @@ pub fn spawn(
 /// # Errors
 /// A broker that cannot be started, or that passes nothing.
 pub fn measure_capacity(mosquitto: &Mosquitto, seed: u64) -> anyhow::Result<f64> {
-    let dropin = Some("max_inflight_messages 1000\nmax_queued_messages 10000\n".to_owned());
+    let dropin = Some(crate::load::capacity::SETTINGS.to_owned());
     let broker =
         BrokerProcess::spawn(mosquitto, &SpawnConfig { dropin, ..SpawnConfig::default() })?;
     Ok(crate::load::capacity(broker.addr(), seed, None)?)
@@ -137,7 +180,7 @@ impl Trial {
                 Some(Agent::start(edge, model, &broker, &self.scenario, &self.profile)?)
             }
         };
-        self.watch(&broker, &load, agent.as_mut())?;
+        let taken = self.watch(&broker, &load, agent.as_mut())?;
         let load = load.join()?;
         let agent = agent.map(Agent::finish).transpose()?;
         Ok(Outcome {
@@ -146,6 +189,8 @@ impl Trial {
             settings_conf: std::fs::read_to_string(broker.dropin_path()).unwrap_or_default(),
             restarts: broker.start_count().saturating_sub(1),
             is_uncapped,
+            cpu_share: taken.cpu_share(),
+            rss_bytes_end: taken.rss_bytes,
         })
     }
 
@@ -155,10 +200,13 @@ impl Trial {
         broker: &BrokerProcess,
         load: &LoadGenerator,
         mut agent: Option<&mut Agent>,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<Taken> {
         let lead_in = self.profile.lead_in(self.scenario.broker.sys_interval_s);
         let phases: u32 = self.scenario.phases.iter().map(|phase| phase.duration_s).sum();
-        let end = Instant::now() + lead_in + Duration::from_secs(u64::from(phases)) + SLACK;
+        let (begun, length) = (Instant::now(), Duration::from_secs(u64::from(phases)));
+        let scored = begun + lead_in..begun + lead_in + length;
+        let end = scored.end + SLACK;
+        let mut taken = Taken::default();
         while load.is_alive() {
             if crate::broker::interrupted() {
                 bail!("interrupted");
@@ -171,10 +219,12 @@ impl Trial {
             }
             if let Ok(bytes) = rss_bytes(broker.pid()) {
                 load.rss_sample(Instant::now(), bytes);
+                taken.rss_bytes = Some(bytes);
             }
+            taken.look(broker.pid(), scored.contains(&Instant::now()));
             std::thread::sleep(RSS_PERIOD);
         }
-        Ok(())
+        Ok(taken)
     }
 
     /// Confines this thread, and whatever it starts, to the cores that the broker does not get.

@@ -1,11 +1,18 @@
 //! The judging profile: the rules under which policies are compared.
 
+use crate::env::broker::targets;
+use crate::scenario::Scenario;
 use anyhow::Context as _;
+use brokertuner_core::controller::{RESTARTS_REMEMBERED_MAX, Rules};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// Text of `tests/judging-profile.toml`, printed with every result.
 pub const JUDGING: &str = include_str!("../../../tests/judging-profile.toml");
+
+/// Restarts an hour that a controller can count.
+#[allow(clippy::cast_possible_truncation, reason = "32")]
+const RESTARTS_MAX: u8 = RESTARTS_REMEMBERED_MAX as u8;
 
 /// Rules of a comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +39,20 @@ impl Profile {
     /// Where `tests/judging-profile.toml` was edited into something else.
     pub fn judging() -> anyhow::Result<Profile> {
         toml::from_str(JUDGING).context("tests/judging-profile.toml")
+    }
+
+    /// As the agent's controller has them for a scenario.
+    #[must_use]
+    pub fn rules(&self, scenario: &Scenario) -> Rules {
+        let targets = targets(scenario);
+        let phases = u8::try_from(scenario.phases.len()).unwrap_or(u8::MAX);
+        let restarts = phases.saturating_add(self.restarts_beyond_phases);
+        Rules {
+            dwell: brokertuner_core::Duration::from_millis(self.dwell_ms.into()),
+            verify_window: brokertuner_core::Duration::from_millis(self.verify_window_ms.into()),
+            restarts_per_hour_max: restarts.min(RESTARTS_MAX),
+            ..Rules::for_deadline(targets.deadline_ms)
+        }
     }
 
     /// Length of the part before the score: the effective period is `sys_interval` plus one second.

@@ -174,7 +174,7 @@ impl Broker {
     pub(super) fn look_at_memory(&mut self) {
         let c = &self.calibration;
         let heap = c.heap_bytes_base
-            + (self.held.bytes as f64
+            + (self.held.bytes as f64 * c.payload_factor
                 + self.held.messages as f64 * c.bytes_per_message
                 + self.held.entries as f64 * c.bytes_per_entry) as u64
             + u64::from(self.held.clients) * c.bytes_per_client;
@@ -192,15 +192,13 @@ impl Broker {
 
     fn heap_bytes(&self) -> u64 {
         let c = &self.calibration;
-        c.heap_bytes_base + self.held.bytes
-            + (self.held.entries as f64 * c.bytes_per_entry) as u64
+        c.heap_bytes_base + self.held.bytes + (self.held.entries as f64 * c.bytes_per_entry) as u64
     }
 
     fn publish_sys(&mut self, now: Slice) {
         let c = self.counters;
-        let uptime_s = u64::from(now.since(self.started).slices())
-            * u64::from(self.slice_us)
-            / 1_000_000;
+        let uptime_s =
+            u64::from(now.since(self.started).slices()) * u64::from(self.slice_us) / 1_000_000;
         let values = [
             (Sys::UptimeS, uptime_s),
             // The agent's own connection is one more.
@@ -233,8 +231,12 @@ impl Broker {
         Instant::from_micros(us)
     }
 
-    /// What the agent sees now; `probe_us` is its own messages' round trip.
-    pub(super) fn sample(&self, now: Slice, probe_us: Option<u32>) -> Sample {
+    /// What the agent sees now.
+    pub(super) fn sample(&self, now: Slice) -> Sample {
+        let probe_us = |packets: f64| {
+            let us = self.calibration.probe_us + packets * self.budget.wait_us();
+            self.is_up(now).then_some(us as u32)
+        };
         Sample {
             at: self.instant(now),
             sys: self.frame,
@@ -245,7 +247,7 @@ impl Broker {
                 cpu_us: self.budget.used_us() as u64,
                 context_switches: self.counters.packets_received / 2,
             }),
-            probe: ProbeSample { latency_us_qos0: probe_us, latency_us_qos1: probe_us },
+            probe: ProbeSample { latency_us_qos0: probe_us(1.0), latency_us_qos1: probe_us(1.0) },
             own: OwnTraffic { connections: 1, publish_sent: 0, publish_received: 0 },
         }
     }

@@ -2,9 +2,12 @@
 
 use super::cpu::Costs;
 use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
 
+/// No time, size or share of a broker is larger: microseconds of an hour.
+const NUMBER_MAX: f64 = 3.6e9;
 /// Version of the file.
-pub const VERSION: u32 = 1;
+const VERSION: u32 = 1;
 
 /// One broker on one machine. Written by `host calibrate` as TOML.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -20,12 +23,16 @@ pub struct Calibration {
     pub save_us_base: f64,
     /// The same for each MiB in it.
     pub save_us_per_mib: f64,
+    /// Round trip of the agent's probe through a broker at rest.
+    pub probe_us: f64,
     /// Resident memory of an empty broker.
     pub rss_bytes_base: u64,
     /// Heap of an empty broker.
     pub heap_bytes_base: u64,
     /// Memory of a stored message beside its payload.
     pub bytes_per_message: f64,
+    /// Memory of a byte of payload.
+    pub payload_factor: f64,
     /// Memory of its entry in a window or queue.
     pub bytes_per_entry: f64,
     /// Memory of a connection.
@@ -34,6 +41,64 @@ pub struct Calibration {
     pub rss_kept_share: f64,
     /// CPU time.
     pub costs: Costs,
+}
+
+/// Why a calibration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum CalibrationError {
+    /// Reading or writing the file failed.
+    #[error("calibration {}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What went wrong.
+        source: std::io::Error,
+    },
+    /// Not a calibration.
+    #[error("calibration {}: {reason}; `host calibrate` makes another one", path.display())]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+impl Calibration {
+    /// Reads a file of `host calibrate`.
+    ///
+    /// # Errors
+    /// [`CalibrationError`], which names the file.
+    pub fn load(path: &Path) -> Result<Calibration, CalibrationError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| CalibrationError::File { path: path.to_owned(), source })?;
+        Calibration::parse(&text)
+            .map_err(|reason| CalibrationError::Invalid { path: path.to_owned(), reason })
+    }
+
+    /// Reads the text of such a file; the error says what is wrong with it.
+    fn parse(text: &str) -> Result<Calibration, String> {
+        let found: Calibration = toml::from_str(text).map_err(|error| error.to_string())?;
+        if found.version != VERSION {
+            return Err(format!("version {}, where this program reads {VERSION}", found.version));
+        }
+        let table = toml::Table::try_from(found).map_err(|error| error.to_string())?;
+        match numbers(&table).find(|(_, value)| !(0.0..=NUMBER_MAX).contains(value)) {
+            Some((name, value)) => Err(format!("{name} is {value}, not 0 to {NUMBER_MAX}")),
+            None => Ok(found),
+        }
+    }
+}
+
+/// Every number of a table and of those in it, by name.
+fn numbers(table: &toml::Table) -> Box<dyn Iterator<Item = (&str, f64)> + '_> {
+    Box::new(table.iter().flat_map(|(name, value)| match value {
+        toml::Value::Table(inner) => numbers(inner),
+        toml::Value::Float(number) => Box::new(std::iter::once((name.as_str(), *number))),
+        #[allow(clippy::cast_precision_loss, reason = "a bound of it is checked")]
+        toml::Value::Integer(number) => Box::new(std::iter::once((name.as_str(), *number as f64))),
+        _ => Box::new(std::iter::empty()),
+    }))
 }
 
 impl Default for Calibration {
@@ -45,9 +110,11 @@ impl Default for Calibration {
             restart_us: 40_000.0,
             save_us_base: 1000.0,
             save_us_per_mib: 4000.0,
+            probe_us: 300.0,
             rss_bytes_base: 7 << 20,
             heap_bytes_base: 830_000,
             bytes_per_message: 300.0,
+            payload_factor: 1.0,
             bytes_per_entry: 120.0,
             bytes_per_client: 4000,
             rss_kept_share: 0.9,

@@ -5,10 +5,12 @@ use super::time::{Slice, Span};
 use crate::load::schedule::Schedule;
 use crate::load::score::SecondCounts;
 use crate::scenario::{PublishGroup, Qos, SubscribeGroup, topic};
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 
 /// Shortest wait before a client connects again.
 pub(super) const RETRY_MIN_US: u32 = 10_000;
+/// Filters of a group that are matched one by one.
+const FILTERS_MATCHED_MAX: u32 = 16;
 /// Unsent messages that a client keeps.
 const UNSENT_MAX: u32 = 10_000;
 
@@ -20,8 +22,9 @@ pub(super) struct Publishers {
     pub(super) bytes: u32,
     window: u32,
     schedule: Schedule,
-    next: u64,
-    next_due_ns: u64,
+    /// Messages that were due so far.
+    begun: u64,
+    is_stopped: bool,
     /// Due, and kept by the clients because their window is full.
     unsent: VecDeque<Batch>,
     unsent_count: u32,
@@ -44,14 +47,14 @@ impl Publishers {
     ) -> Publishers {
         let bytes = group.payload_bytes_min.midpoint(group.payload_bytes_max);
         let audience = subscribers.iter().map(|readers| share(group, &readers.group)).collect();
-        let mut publishers = Publishers {
+        Publishers {
             clients: group.clients,
             qos: group.qos,
             bytes,
             window: u32::from(group.inflight),
             schedule,
-            next: 0,
-            next_due_ns: 0,
+            begun: 0,
+            is_stopped: false,
             unsent: VecDeque::new(),
             unsent_count: 0,
             inbox: VecDeque::new(),
@@ -59,28 +62,17 @@ impl Publishers {
             audience,
             reconnect: Span::of_us(us(group.reconnect).max(RETRY_MIN_US), slice_us),
             back: None,
-        };
-        publishers.look_ahead();
-        publishers
-    }
-
-    fn look_ahead(&mut self) {
-        self.next_due_ns = if self.next < self.schedule.count() {
-            let (client, k) = self.schedule.message(self.next);
-            self.schedule.due_ns(client, k)
-        } else {
-            u64::MAX
-        };
-    }
-
-    /// Messages due before `end_ns`, from the start of the phase; they count as due at `now`.
-    pub(super) fn due(&mut self, now: Slice, end_ns: u64) -> u32 {
-        let first = self.next;
-        while self.next_due_ns != u64::MAX && self.next_due_ns < end_ns {
-            self.next += 1;
-            self.look_ahead();
         }
-        let count = u32::try_from(self.next - first).unwrap_or(u32::MAX);
+    }
+
+    /// Messages due before `end_s` of the phase; they count as due at `now`.
+    pub(super) fn due(&mut self, now: Slice, end_s: f64) -> u32 {
+        if self.is_stopped {
+            return 0;
+        }
+        let begun = self.schedule.due_before(end_s);
+        let count = u32::try_from(begun.saturating_sub(self.begun)).unwrap_or(u32::MAX);
+        self.begun = begun;
         if count > 0 {
             let (packet, bytes, qos) = (Packet::Publish, self.bytes, self.qos);
             let batch = Batch { packet, due: now, count, bytes, qos, is_repeat: false };
@@ -129,7 +121,7 @@ impl Publishers {
 
     /// The phase is over: clients send nothing that they have not sent.
     pub(super) fn stop(&mut self) {
-        self.next_due_ns = u64::MAX;
+        self.is_stopped = true;
         self.unsent.clear();
         self.unsent_count = 0;
     }
@@ -164,15 +156,29 @@ fn take(batches: &mut VecDeque<Batch>, total: &mut u32, count: u32) -> u32 {
 /// The share of a publish group's clients whose messages a member of `readers` gets, in the mean
 /// over its members.
 fn share(group: &PublishGroup, readers: &SubscribeGroup) -> f64 {
-    let is_own = topic::is_per_client(&readers.filter);
-    let members = if is_own { readers.clients } else { 1 };
-    let filters = (0..members).map(|m| topic::expand(&readers.filter, &readers.name, m));
-    let topics: Vec<String> =
-        (0..group.clients).map(|c| topic::expand(&group.topic, &group.name, c)).collect();
-    let matched: usize = filters
-        .map(|filter| topics.iter().filter(|topic| topic::matches(&filter, topic)).count())
+    let topic_of = |client| topic::expand(&group.topic, &group.name, client);
+    let filter_of = |member| topic::expand(&readers.filter, &readers.name, member);
+    let topics = if topic::is_per_client(&group.topic) { group.clients } else { 1 };
+    let filters = if topic::is_per_client(&readers.filter) { readers.clients } else { 1 };
+    if !readers.filter.contains(['+', '#']) {
+        // Equal or not: no need to compare all with all.
+        let mut counts: HashMap<String, u64> = HashMap::new();
+        (0..topics).for_each(|client| *counts.entry(topic_of(client)).or_default() += 1);
+        let matched: u64 = (0..filters).filter_map(|m| counts.get(&filter_of(m))).sum();
+        return matched as f64 / (f64::from(topics) * f64::from(filters));
+    }
+    // Filters with wildcards that differ by member: a few stand for all.
+    let some = filters.min(FILTERS_MATCHED_MAX);
+    let matched: usize = (0..some)
+        .map(|member| {
+            filter_of(
+                u32::try_from(u64::from(member) * u64::from(filters) / u64::from(some))
+                    .unwrap_or(0),
+            )
+        })
+        .map(|filter| (0..topics).filter(|&c| topic::matches(&filter, &topic_of(c))).count())
         .sum();
-    matched as f64 / (f64::from(group.clients) * f64::from(members))
+    matched as f64 / (f64::from(topics) * f64::from(some))
 }
 
 /// A subscribe group, or a session that one of an earlier phase left behind.

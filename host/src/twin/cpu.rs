@@ -64,15 +64,24 @@ impl Costs {
 /// The time that the broker's core has for it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Budget {
+    slice_us: f64,
     per_slice_us: f64,
     left_us: f64,
     used_us: f64,
+    /// The last round of the loop, where more waits behind it.
+    pub(super) round_us: f64,
 }
 
 impl Budget {
     pub(super) fn new(slice_us: u32, cpu_share: Option<f64>) -> Budget {
         let per_slice_us = f64::from(slice_us) * cpu_share.unwrap_or(1.0);
-        Budget { per_slice_us, left_us: 0.0, used_us: 0.0 }
+        Budget {
+            slice_us: f64::from(slice_us),
+            per_slice_us,
+            left_us: 0.0,
+            used_us: 0.0,
+            round_us: 0.0,
+        }
     }
 
     /// A new slice; time that was not used is gone, time that was overdrawn is missing.
@@ -87,6 +96,12 @@ impl Budget {
     pub(super) fn spend(&mut self, us: f64) {
         self.left_us -= us;
         self.used_us += us;
+    }
+
+    /// What a packet waits before the broker reads it: what is overdrawn (a save, a herd of
+    /// connections), and a round of the loop where that never rests.
+    pub(super) fn wait_us(&self) -> f64 {
+        (self.round_us - self.left_us.min(0.0)) / self.per_slice_us.max(1.0) * self.slice_us
     }
 
     /// CPU time since the start.

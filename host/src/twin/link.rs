@@ -402,14 +402,16 @@ impl Link {
         for batch in self.inflight.drain(..) {
             let seen = read.min(batch.count);
             read -= seen;
-            for part in [Batch { is_repeat: true, ..batch.of(seen) }, batch.of(batch.count - seen)] {
+            for part in [Batch { is_repeat: true, ..batch.of(seen) }, batch.of(batch.count - seen)]
+            {
                 if part.count > 0 {
                     kept.push_back(part);
                 }
             }
         }
         kept.append(&mut self.queue);
-        *self = Link { delivered: std::mem::take(&mut self.delivered), ..self.renewed(self.limits) };
+        *self =
+            Link { delivered: std::mem::take(&mut self.delivered), ..self.renewed(self.limits) };
         kept
     }
 
@@ -443,13 +445,8 @@ mod tests {
     const MS: u32 = 1000;
 
     fn link(window: u32, nodelay: bool, ack_delay_ms: u32) -> Link {
-        let limits = Limits {
-            window,
-            window_bytes: u64::MAX,
-            queue: 1000,
-            queue_bytes: u64::MAX,
-            nodelay,
-        };
+        let limits =
+            Limits { window, window_bytes: u64::MAX, queue: 1000, queue_bytes: u64::MAX, nodelay };
         let client = Client {
             qos: Qos::AtLeastOnce,
             ack_delay: Span::of_us(ack_delay_ms * MS, MS),
@@ -470,7 +467,10 @@ mod tests {
             }
             if now.since(Slice::START).slices() % 200 == 0 {
                 let (packet, qos) = (Packet::Publish, Qos::AtLeastOnce);
-                link.publish(now, Batch { packet, due: now, count: 40, bytes: 128, qos, is_repeat: false });
+                link.publish(
+                    now,
+                    Batch { packet, due: now, count: 40, bytes: 128, qos, is_repeat: false },
+                );
             }
             let fourth = |batch: &Batch| batch.due == Slice::nth(600);
             let read = link.take_delivered().filter(fourth);

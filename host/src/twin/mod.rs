@@ -6,10 +6,12 @@ mod calibration;
 mod cohort;
 mod cpu;
 mod link;
+mod play;
 mod time;
 mod world;
 
-pub use agent::Agent;
-pub use calibration::Calibration;
+pub use agent::{Agent, Gateway, is_sighted};
+pub use calibration::{Calibration, CalibrationError};
 pub use cpu::Costs;
+pub use play::{Play, Played, SLICE_US, capacity_msgs_per_s};
 pub use world::{Config, World};

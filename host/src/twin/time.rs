@@ -15,6 +15,7 @@ impl Slice {
     pub(super) const NEVER: Slice = Slice(u32::MAX);
 
     /// The slice of that number.
+    #[cfg(test)]
     pub(super) const fn nth(number: u32) -> Slice {
         Slice(number)
     }

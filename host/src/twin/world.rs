@@ -6,12 +6,12 @@ use super::cohort::{Expectation, Publishers, Subscribers};
 use super::link::Batch;
 use super::time::{Slice, Span};
 use crate::load::schedule::Schedule;
-use crate::load::score::{self, GroupCounts, MemorySeconds, PhaseCounts};
+use crate::load::score::{self, GroupCounts, MemorySeconds, PhaseCounts, Tally};
 use crate::scenario::{Phase, Qos, Scenario, SubscribeGroup};
-use brokertuner_core::Settings;
 use brokertuner_core::knobs::Apply;
 use brokertuner_core::sample::Sample;
 use brokertuner_core::settings::SiteValues;
+use brokertuner_core::{Instant, Settings};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -54,6 +54,8 @@ pub struct World {
     broker: Broker,
     now: Slice,
     scored_from: Slice,
+    /// CPU time of the broker before that.
+    lead_in_cpu_us: f64,
     connections: Vec<Subscribers>,
     /// Stages under way, the current one last.
     live: VecDeque<Stage>,
@@ -78,6 +80,7 @@ impl World {
         let mut world = World {
             scored_from: Slice::START + Span::of_s(config.lead_in_s, config.slice_us),
             broker,
+            lead_in_cpu_us: 0.0,
             now: Slice::START,
             connections: Vec::new(),
             live: VecDeque::new(),
@@ -158,7 +161,7 @@ impl World {
     /// What an agent beside the broker sees.
     #[must_use]
     pub fn sample(&self) -> Sample {
-        self.broker.sample(self.now, Some(200))
+        self.broker.sample(self.now)
     }
 
     /// 0..=1, of all that was scored.
@@ -174,12 +177,35 @@ impl World {
         score::run_score(&phases, &self.memory)
     }
 
-    /// CPU time of the broker over all time.
+    /// What became of all that was scored.
+    #[must_use]
+    pub fn tally(&self) -> Tally {
+        let stages = self.done.iter().chain(&self.live).filter(|stage| stage.is_scored);
+        let mut tally = Tally::default();
+        for seconds in stages.flat_map(|s| &s.expectations).flat_map(|e| &e.seconds) {
+            tally.add(seconds, &self.memory);
+        }
+        tally
+    }
+
+    /// The world's clock, as the agent reads it.
+    #[must_use]
+    pub fn instant(&self) -> Instant {
+        self.broker.instant(self.now)
+    }
+
+    /// Seconds since the start.
+    #[must_use]
+    pub fn now_s(&self) -> f64 {
+        f64::from(self.now.since(Slice::START).slices()) * f64::from(self.config.slice_us) / 1e6
+    }
+
+    /// CPU time of the broker in the scored part, of one core.
     #[must_use]
     pub fn cpu_share(&self) -> f64 {
-        let wall_us =
-            f64::from(self.now.since(Slice::START).slices()) * f64::from(self.config.slice_us);
-        self.broker.budget.used_us() / wall_us.max(1.0)
+        let scored_us =
+            f64::from(self.now.since(self.scored_from).slices()) * f64::from(self.config.slice_us);
+        (self.broker.budget.used_us() - self.lead_in_cpu_us) / scored_us.max(1.0)
     }
 
     /// The largest resident memory.
@@ -192,12 +218,11 @@ impl World {
         1_000_000 / self.config.slice_us
     }
 
-    fn slice_ns(&self) -> u64 {
-        u64::from(self.config.slice_us) * 1000
-    }
-
     /// One slice.
     fn step(&mut self) {
+        if self.now == self.scored_from {
+            self.lead_in_cpu_us = self.broker.budget.used_us();
+        }
         self.turn_the_page();
         self.come_and_go();
         self.send();
@@ -279,7 +304,12 @@ impl World {
 
     /// The connections of a group: those of a namesake that differs in nothing that matters to the
     /// broker, or new ones.
-    fn connection(&mut self, phase: &Phase, group: &SubscribeGroup, publish_groups: usize) -> usize {
+    fn connection(
+        &mut self,
+        phase: &Phase,
+        group: &SubscribeGroup,
+        publish_groups: usize,
+    ) -> usize {
         let slice_us = self.config.slice_us;
         let found = self.connections.iter().position(|other| {
             other.group.name == group.name
@@ -346,12 +376,13 @@ impl World {
 
     /// What is due, and what clients acknowledge.
     fn send(&mut self) {
-        let (now, slice_ns, slices_per_s) = (self.now, self.slice_ns(), self.slices_per_s());
+        let (now, slices_per_s) = (self.now, self.slices_per_s());
+        let slice_s = f64::from(self.config.slice_us) / 1e6;
         for stage in &mut self.live {
             let slice = now.since(stage.start).slices();
             let second = (slice / slices_per_s) as usize;
             for publishers in &mut stage.publishers {
-                let count = publishers.due(now, u64::from(slice + 1) * slice_ns);
+                let count = publishers.due(now, f64::from(slice + 1) * slice_s);
                 if count > 0 {
                     for expectation in &mut stage.expectations {
                         let share = publishers.audience[expectation.connection];
@@ -381,8 +412,13 @@ impl World {
             if cost == 0.0 {
                 break;
             }
-            let round_us = self.broker.costs().round_us;
-            self.broker.budget.spend(cost + round_us);
+            let round_us = cost + self.broker.costs().round_us;
+            self.broker.budget.spend(round_us);
+            self.broker.budget.round_us = round_us;
+        }
+        if self.broker.budget.is_left() {
+            // Nothing waits: a probe is a round of its own.
+            self.broker.budget.round_us = 0.0;
         }
     }
 
@@ -401,7 +437,16 @@ impl World {
                 for (s, connection) in self.connections.iter_mut().enumerate() {
                     let share = publishers.audience.get(s).copied().unwrap_or(0.0);
                     if share > 0.0 {
-                        cost += route(&mut self.broker, connection, p, share, batch, now, &limits, queues_qos0);
+                        cost += route(
+                            &mut self.broker,
+                            connection,
+                            p,
+                            share,
+                            batch,
+                            now,
+                            &limits,
+                            queues_qos0,
+                        );
                     }
                 }
                 publishers.send();
@@ -430,8 +475,7 @@ impl World {
         let arrived = second_of(now, self.scored_from, slices_per_s);
         for (index, connection) in self.connections.iter_mut().enumerate() {
             for batch in connection.link.take_delivered() {
-                let stage =
-                    self.live.iter_mut().rev().find(|stage| stage.start <= batch.due);
+                let stage = self.live.iter_mut().rev().find(|stage| stage.start <= batch.due);
                 let Some(stage) = stage else { continue };
                 let second = (batch.due.since(stage.start).slices() / slices_per_s) as usize;
                 let mut expectations = stage.expectations.iter_mut();

@@ -1,0 +1,288 @@
+//! `host search`.
+
+use super::options::{self, BrokerOptions, create_parent};
+use super::{Answer, print};
+use crate::env::broker::site_values;
+use crate::reward::DeadlinePrices;
+use crate::scenario::{EMBEDDED, Scenario};
+use crate::search::{Candidate, Evaluations, Evaluator, Method, Search, rule};
+use crate::trial::{Profile, Setter, Trial};
+use crate::twin::{Calibration, Play};
+use anyhow::{Context as _, Result, bail};
+use brokertuner_core::{Envelope, KnobSet, Settings, render};
+use clap::ValueEnum;
+use serde::Serialize;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Search for the best fixed settings: for several loads together, or for each of them.
+///
+/// Leaves best-static.conf, or with --each one file per load, in --out, for `--fixed` and
+/// `--per-site` of `host evaluate`. Every evaluation is appended to evaluations.jsonl; --resume
+/// repeats none.
+#[derive(Debug, clap::Args)]
+pub(crate) struct SearchArgs {
+    /// Loads, by name or path; default: all that the program carries.
+    #[arg(long = "scenario", value_name = "NAME|PATH")]
+    scenarios: Vec<String>,
+    /// The best for each load instead of the best for all.
+    #[arg(long)]
+    each: bool,
+    /// Where settings are tried.
+    #[arg(long, value_enum, default_value_t)]
+    env: SearchEnv,
+    /// How settings are proposed.
+    #[arg(long, value_enum, default_value_t)]
+    method: Method,
+    /// Proposals.
+    #[arg(long, value_name = "N", default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    n: u32,
+    /// Measure so many of the twin's best on the real broker, and take the best of those.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    confirm: u32,
+    /// Real measurements of each, with seeds of their own.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
+    repeats: u32,
+    /// The broker that the twin simulates: a file of `host calibrate`.
+    #[arg(long, value_name = "FILE")]
+    calibration: Option<PathBuf>,
+    /// Seed of all random choices.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Folder of the results.
+    #[arg(long, value_name = "DIR", default_value = "runs/search")]
+    out: PathBuf,
+    /// Go on with the evaluations in --out.
+    #[arg(long)]
+    resume: bool,
+    /// The results as JSON.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    broker: BrokerOptions,
+}
+
+/// Where settings are tried.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum SearchEnv {
+    /// The simulator.
+    #[default]
+    Twin,
+    /// A real Mosquitto: about a minute an evaluation.
+    Broker,
+}
+
+/// The best of a search.
+#[derive(Debug, Serialize)]
+struct Best {
+    scenario: String,
+    file: PathBuf,
+    score: f64,
+    settings_conf: String,
+    /// Of the rule of thumb.
+    rule_score: f64,
+    default_score: f64,
+}
+
+impl SearchArgs {
+    /// Searches and writes what was found.
+    ///
+    /// # Errors
+    /// Options that do not fit, a broker that cannot be measured, files that cannot be written.
+    pub(crate) fn run(&self) -> Result<Answer> {
+        if self.json {
+            crate::progress::hide();
+        }
+        let all: Vec<String> = EMBEDDED.iter().map(|(name, _)| (*name).to_owned()).collect();
+        let names = if self.scenarios.is_empty() { &all } else { &self.scenarios };
+        let scenarios = options::scenarios(names)?;
+        let journal = self.out.join("evaluations.jsonl");
+        create_parent(&journal)?;
+        let evaluations = Evaluations::open(&journal, self.resume)?;
+        let groups: Vec<(String, Vec<Arc<Scenario>>)> = if self.each {
+            scenarios.iter().map(|one| (one.name.clone(), vec![Arc::clone(one)])).collect()
+        } else {
+            vec![("best-static".to_owned(), scenarios)]
+        };
+        let mut found = Vec::with_capacity(groups.len());
+        for (name, group) in groups {
+            tracing::info!(name, n = self.n, "searching");
+            found.push(self.best(&name, group, &evaluations)?);
+        }
+        let text = if self.json {
+            serde_json::to_string_pretty(&found)? + "\n"
+        } else {
+            found.iter().map(line).collect()
+        };
+        print(&text)?;
+        Ok(Answer::Yes)
+    }
+
+    fn best(
+        &self,
+        name: &str,
+        scenarios: Vec<Arc<Scenario>>,
+        evaluations: &Evaluations,
+    ) -> Result<Best> {
+        let envelope = Envelope {
+            site: scenarios.first().map(|one| site_values(one)).unwrap_or_default(),
+            ..Envelope::default()
+        };
+        let by_rule: Vec<Settings> =
+            scenarios.iter().map(|one| rule::settings(one, &envelope)).collect();
+        let search = Search {
+            scenarios: scenarios.clone(),
+            envelope,
+            tuned: KnobSet::tuned_by_default(),
+            method: self.method,
+            count: self.n as usize,
+            seed: self.seed,
+        };
+        let starts: Vec<Settings> =
+            [Settings::UNWRITTEN].into_iter().chain(by_rule.iter().copied()).collect();
+        let candidates = match self.env {
+            SearchEnv::Twin => search.run(&starts, &self.twin(&scenarios, evaluations)?)?,
+            SearchEnv::Broker => {
+                search.run_one_by_one(&starts, &self.real(&scenarios, evaluations)?)?
+            }
+        };
+        let confirmed = match self.confirm as usize {
+            0 => candidates.clone(),
+            count => {
+                let some: Vec<Settings> =
+                    candidates.iter().take(count).map(|candidate| candidate.settings).collect();
+                search.measure(&some, &self.real(&scenarios, evaluations)?)?
+            }
+        };
+        let best = confirmed.first().context("nothing was evaluated")?;
+        let score_of = |settings: &Settings| {
+            let of = |list: &[Candidate]| {
+                list.iter().find(|one| one.settings == *settings).map(|one| one.score)
+            };
+            of(&candidates).unwrap_or(f64::NAN)
+        };
+        let file = self.out.join(format!("{name}.conf"));
+        let settings_conf = render::render(&best.settings).as_str().to_owned();
+        options::write(&file, settings_conf.as_bytes())?;
+        Ok(Best {
+            scenario: name.to_owned(),
+            file,
+            score: best.score,
+            settings_conf,
+            rule_score: by_rule.iter().map(score_of).fold(f64::NAN, f64::max),
+            default_score: score_of(&Settings::UNWRITTEN),
+        })
+    }
+
+    fn twin<'a>(
+        &self,
+        scenarios: &[Arc<Scenario>],
+        evaluations: &'a Evaluations,
+    ) -> Result<InTwin<'a>> {
+        let paths: Vec<PathBuf> = self.calibration.iter().cloned().collect();
+        let calibration = options::calibrations(&paths)?[0];
+        let capacity_msgs_per_s = options::twin_capacity(&calibration, scenarios)?;
+        Ok(InTwin { calibration, capacity_msgs_per_s, profile: Profile::judging()?, evaluations })
+    }
+
+    fn real<'a>(
+        &self,
+        scenarios: &[Arc<Scenario>],
+        evaluations: &'a Evaluations,
+    ) -> Result<OnBroker<'a>> {
+        let mosquitto = self.broker.find()?;
+        let capacity_msgs_per_s = options::capacity(&mosquitto, scenarios, self.seed)?;
+        let trial = Trial {
+            mosquitto,
+            scenario: scenarios.first().cloned().context("no load to search for")?,
+            setter: Setter::Fixed(Settings::UNWRITTEN),
+            seed: self.seed,
+            profile: Profile::judging()?,
+            pin: true,
+            capacity_msgs_per_s,
+            allow_uncapped: self.broker.allow_uncapped,
+        };
+        Ok(OnBroker { trial, repeats: self.repeats, evaluations })
+    }
+}
+
+fn line(best: &Best) -> String {
+    format!(
+        "{:<20} best {:.3}, rule {:.3}, default {:.3}   {}\n",
+        best.scenario,
+        best.score,
+        best.rule_score,
+        best.default_score,
+        best.file.display()
+    )
+}
+
+/// Score less what CPU and memory cost.
+fn worth(score: f64, cpu_share: f64, rss_bytes: u64, scenario: &Scenario) -> f64 {
+    let prices = DeadlinePrices::default();
+    let memory = rss_bytes as f64 / scenario.rss_limit_bytes as f64;
+    score - prices.cpu * cpu_share - prices.memory * memory.min(1.0)
+}
+
+/// Evaluates in the twin.
+struct InTwin<'a> {
+    calibration: Calibration,
+    capacity_msgs_per_s: Option<f64>,
+    profile: Profile,
+    evaluations: &'a Evaluations,
+}
+
+impl Evaluator for InTwin<'_> {
+    fn evaluate(&self, scenario: &Arc<Scenario>, settings: &Settings) -> Result<(f64, f64)> {
+        let world = crate::search::digest(&(scenario, self.calibration, self.profile));
+        self.evaluations.get_or(&scenario.name, &world, settings, || {
+            if crate::broker::interrupted() {
+                bail!("interrupted; go on with --resume");
+            }
+            let play = Play {
+                scenario: Arc::clone(scenario),
+                calibration: self.calibration,
+                capacity_msgs_per_s: self.capacity_msgs_per_s,
+                profile: self.profile,
+            };
+            let played = play.fixed(settings);
+            let score = played.score.unwrap_or(0.0);
+            Ok((score, worth(score, played.cpu_share, played.rss_bytes_max, scenario)))
+        })
+    }
+}
+
+/// Measures on a real broker, one run at a time.
+struct OnBroker<'a> {
+    trial: Trial,
+    repeats: u32,
+    evaluations: &'a Evaluations,
+}
+
+impl Evaluator for OnBroker<'_> {
+    fn evaluate(&self, scenario: &Arc<Scenario>, settings: &Settings) -> Result<(f64, f64)> {
+        let (mut score, mut worths) = (0.0, 0.0);
+        for repeat in 0..self.repeats {
+            let seed = self.trial.seed.wrapping_add(u64::from(repeat));
+            let version = self.trial.mosquitto.version().to_string();
+            let world = crate::search::digest(&(scenario, version, self.trial.profile, seed));
+            let measured = self.evaluations.get_or(&scenario.name, &world, settings, || {
+                let trial = Trial {
+                    scenario: Arc::clone(scenario),
+                    setter: Setter::Fixed(*settings),
+                    seed,
+                    ..self.trial.clone()
+                };
+                let outcome = trial.run()?;
+                let score = outcome.load.score.unwrap_or(0.0);
+                let cpu_share = outcome.cpu_share.unwrap_or(0.0);
+                let rss_bytes = outcome.load.rss_bytes_max.unwrap_or(0);
+                Ok((score, worth(score, cpu_share, rss_bytes, scenario)))
+            })?;
+            score += measured.0;
+            worths += measured.1;
+        }
+        let count = f64::from(self.repeats);
+        Ok((score / count, worths / count))
+    }
+}
