@@ -1,6 +1,6 @@
 //! An agent to a model file: quantised, compared with what it was, written whole or not at all.
 
-use crate::ddpg::{self, Agent, Deviation};
+use crate::ddpg::{self, Agent, Deviation, QuantisedActor};
 use anyhow::{Context as _, Result};
 use brokertuner_core::features::Schema;
 use brokertuner_core::{KNOBS, KnobSet};
@@ -35,6 +35,21 @@ pub struct About {
 pub fn export(agent: &Agent, about: &About, path: &Path) -> Result<Deviation> {
     let calibration = calibration_states(agent);
     let quantised = agent.quantise(&calibration)?;
+    let bytes = to_bytes(agent, &quantised, about)?;
+    replace(path, &bytes).with_context(|| format!("cannot write {}", path.display()))?;
+    let states = random_states(agent, &calibration);
+    Ok(ddpg::deviation(agent, &quantised, &states)?)
+}
+
+/// The model of `agent` as [`export`] would write it.
+///
+/// # Errors
+/// As [`export`], but for the file.
+pub fn model_bytes(agent: &Agent, about: &About) -> Result<Vec<u8>> {
+    to_bytes(agent, &agent.quantise(&calibration_states(agent))?, about)
+}
+
+fn to_bytes(agent: &Agent, quantised: &QuantisedActor, about: &About) -> Result<Vec<u8>> {
     let bounds: Vec<(u64, u64)> = KNOBS.iter().map(|spec| (spec.min, spec.max)).collect();
     #[allow(
         clippy::cast_possible_truncation,
@@ -42,7 +57,7 @@ pub fn export(agent: &Agent, about: &About, path: &Path) -> Result<Deviation> {
         reason = "a step is at most an hour and at least a millisecond (Hyper::validate)"
     )]
     let step_ms = (agent.hyper().step_s * 1000.0).round() as u32;
-    let bytes = quantised.to_bytes(&ddpg::About {
+    Ok(quantised.to_bytes(&ddpg::About {
         counter: 0,
         schema: about.schema,
         step_ms,
@@ -51,10 +66,7 @@ pub fn export(agent: &Agent, about: &About, path: &Path) -> Result<Deviation> {
         scenarios: &about.scenarios,
         broker_versions: &about.broker_versions,
         scores: &about.scores,
-    })?;
-    replace(path, &bytes).with_context(|| format!("cannot write {}", path.display()))?;
-    let states = random_states(agent, &calibration);
-    Ok(ddpg::deviation(agent, &quantised, &states)?)
+    })?)
 }
 
 /// States of the replay buffer; for an agent that has seen nothing, random ones.

@@ -247,7 +247,25 @@ impl Log {
 pub struct TrainLogs {
     progress: Log,
     actions: Log,
+    /// Opened by the first validation, if there is one.
+    validation: Option<Log>,
+    dir: PathBuf,
+    resume: bool,
 }
+
+/// `validation.csv`: one row per judgement of the policy on loads that it does not learn from.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct ValidationRow {
+    /// Environment steps so far.
+    pub step: u64,
+    /// Seconds since the start of the run.
+    pub wall_s: f64,
+    /// Mean score, 0..1.
+    pub score: f64,
+}
+
+/// Column names of `validation.csv`.
+pub const VALIDATION_COLUMNS: [&str; 3] = ["step", "wall_s", "score"];
 
 /// Column names of `progress.csv`.
 pub const PROGRESS_COLUMNS: [&str; 14] = [
@@ -296,7 +314,8 @@ impl TrainLogs {
             let episode: u64 = actions.number(row, &columns, "episode")?;
             reached.episodes_begun = reached.episodes_begun.max(episode + 1);
         }
-        Ok((TrainLogs { progress, actions }, reached))
+        let dir = dir.to_owned();
+        Ok((TrainLogs { progress, actions, validation: None, dir, resume }, reached))
     }
 
     /// Appends to `progress.csv`.
@@ -306,6 +325,23 @@ impl TrainLogs {
     pub fn progress(&mut self, row: &ProgressRow) -> Result<(), LogError> {
         self.progress.writer.serialize(row).map_err(|source| self.progress.csv(source))?;
         self.progress.flush()
+    }
+
+    /// Appends to `validation.csv`.
+    ///
+    /// # Errors
+    /// [`LogError`] where the file cannot be made or written, or cannot be gone on with.
+    pub fn validation(&mut self, row: &ValidationRow) -> Result<(), LogError> {
+        let log = match &mut self.validation {
+            Some(log) => log,
+            none => {
+                let path = self.dir.join("validation.csv");
+                let resume = self.resume && path.exists();
+                none.insert(Log::open(&path, &VALIDATION_COLUMNS, resume)?.0)
+            }
+        };
+        log.writer.serialize(row).map_err(|source| log.csv(source))?;
+        log.flush()
     }
 
     /// Appends to `action_throughput_log.csv`.

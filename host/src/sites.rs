@@ -14,6 +14,8 @@ use std::fmt::Write as _;
 const DELIVERIES_PER_S: f64 = 150_000.0;
 /// The same for publishes.
 const PUBLISHES_PER_S: f64 = 60_000.0;
+/// `max_inflight_messages` of a broker that nobody configured.
+const DEFAULT_WINDOW: f64 = 20.0;
 
 /// A site.
 ///
@@ -170,7 +172,11 @@ impl Draw {
         let clients = self.whole(1, 60);
         let readers = self.whole(1, 6);
         let carried = self.cpu_share * (DELIVERIES_PER_S / f64::from(readers)).min(PUBLISHES_PER_S);
-        let total_hz = self.between(20.0, 6000.0_f64.min(carried * 0.6));
+        let ack_delay_ms = self.delay_ms();
+        // Around and beyond what Mosquitto's default window passes: most others are no trouble.
+        let window_hz = DEFAULT_WINDOW * 1000.0 / f64::from(ack_delay_ms.max(5));
+        let wanted_hz = window_hz * self.between(0.4, 12.0);
+        let total_hz = wanted_hz.clamp(10.0, 8000.0_f64.min(carried * 0.7));
         let bytes = self.payload(32, 2000);
         let qos = if self.chance(0.8) { 1 } else { 2 };
         let extra = self.rhythm();
@@ -179,7 +185,6 @@ impl Draw {
             "s/a/{client}",
             Publish { clients, rate_hz: total_hz / f64::from(clients), bytes, qos, extra },
         );
-        let ack_delay_ms = self.delay_ms();
         self.subscribe(Subscribe {
             name: "near",
             clients: readers,
@@ -237,7 +242,10 @@ impl Draw {
 
     fn outage(&mut self, duration_s: u32) {
         let clients = self.whole(5, 60);
-        let total_hz = self.between(20.0, 1500.0 * self.cpu_share);
+        let for_s = self.rng.random_range(5..=duration_s - 14);
+        // Around and beyond what Mosquitto's default queue keeps.
+        let kept = self.between(300.0, 20_000.0);
+        let total_hz = (kept / f64::from(for_s)).clamp(10.0, 3000.0 * self.cpu_share);
         let bytes = self.payload(64, 2000);
         let publish = Publish {
             clients,
@@ -247,7 +255,6 @@ impl Draw {
             extra: String::new(),
         };
         self.publish("m", "s/m/{client}", publish);
-        let for_s = self.rng.random_range(5..=duration_s - 14);
         let at_s = self.rng.random_range(2..=6);
         let (clients, ack_delay_ms) = (self.whole(1, 4), self.delay_ms().min(200));
         let deadline_ms = self.whole(500, 4000);

@@ -55,12 +55,13 @@ pub(super) fn fit(before: &Calibration, measured_us: &[f64]) -> anyhow::Result<C
     Ok(best.map_or(*before, |octaves| with(&octaves)))
 }
 
-const COSTS: usize = 8;
+const COSTS: usize = 9;
 
 /// Every cost times two to the power of its octaves.
 fn scaled(costs: &Costs, octaves: &[f64]) -> Costs {
     let mut costs = *costs;
     let all: [&mut f64; COSTS] = [
+        &mut costs.wake_us,
         &mut costs.round_us,
         &mut costs.publish_us,
         &mut costs.publish_us_per_kib,

@@ -4,6 +4,7 @@
 //! the costs are those with which the twin spends the CPU time per delivery that the broker spent.
 //! So whatever the twin counts coarsely, it counts alike here and in training.
 
+pub mod check;
 mod fit;
 mod loads;
 
@@ -18,7 +19,7 @@ use brokertuner_core::{Settings, render};
 use brokertuner_edge::pid::PidFinder;
 use brokertuner_edge::sampler::{Sampler, SamplerOptions};
 use loads::{AWAY_S, KEEP_ALL, KEPT, KEPT_MESSAGES, LOADS};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,7 +34,7 @@ const PROBES: usize = 11;
 const PROBE_PERIOD: Duration = Duration::from_millis(100);
 
 /// A calibration, and how well the twin spends what the broker spent.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Report {
     /// The result.
     pub calibration: Calibration,
@@ -42,10 +43,10 @@ pub struct Report {
 }
 
 /// One load.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Row {
     /// What it is like.
-    pub name: &'static str,
+    pub name: String,
     /// CPU time per delivery of the real broker.
     pub real_us: f64,
     /// The same in the twin, with the costs that were found.
@@ -83,10 +84,26 @@ pub fn calibrate(mosquitto: &Mosquitto, pin: bool, seed: u64) -> anyhow::Result<
         ..memory
     };
     step(3, "the twin's costs");
-    let calibration = fit::fit(&before, &measured)?;
-    let rows = LOADS.iter().zip(&measured).map(|(load, real_us)| {
+    fitted(&before, &measured)
+}
+
+/// The costs found anew from the measurements of an earlier report: the twin may have changed.
+///
+/// # Errors
+/// A report of other loads.
+pub fn refit(report: &Report) -> anyhow::Result<Report> {
+    let is_alike = LOADS.iter().map(|load| load.name).eq(report.rows.iter().map(|row| &row.name));
+    anyhow::ensure!(is_alike, "the measurements are of other loads; measure again");
+    let measured: Vec<f64> = report.rows.iter().map(|row| row.real_us).collect();
+    let costs = Calibration::default().costs;
+    fitted(&Calibration { costs, ..report.calibration }, &measured)
+}
+
+fn fitted(before: &Calibration, measured: &[f64]) -> anyhow::Result<Report> {
+    let calibration = fit::fit(before, measured)?;
+    let rows = LOADS.iter().zip(measured).map(|(load, real_us)| {
         let twin_us = fit::twin_us(load, &calibration)?;
-        anyhow::Ok(Row { name: load.name, real_us: *real_us, twin_us })
+        anyhow::Ok(Row { name: load.name.to_owned(), real_us: *real_us, twin_us })
     });
     Ok(Report { calibration, rows: rows.collect::<anyhow::Result<_>>()? })
 }

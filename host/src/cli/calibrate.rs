@@ -2,20 +2,48 @@
 
 use super::options::{self, BrokerOptions, create_parent};
 use super::{Answer, print};
-use crate::calibrate::{Report, calibrate};
-use anyhow::Result;
+use crate::calibrate::check::{self, Fidelity};
+use crate::calibrate::{Report, calibrate, refit};
+use crate::evaluate::{Arm, Bench, Done, EvaluateConfig, Journal, evaluate};
+use crate::scenario::EMBEDDED;
+use crate::trial::Profile;
+use crate::twin::Calibration;
+use anyhow::{Context as _, Result};
 use std::fmt::Write as _;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Measure the real broker on this machine for the twin.
 ///
 /// Runs small loads for about three minutes, then finds the costs with which the twin spends the
 /// CPU time that the broker spent. Nothing else should run meanwhile.
+///
+/// With --check it measures how well the twin does with the calibration in --out: settings spread
+/// over the envelope, the default, and those of --best, under each load, in both. That takes a
+/// minute a measurement; each is appended to a file beside --out, and --resume goes on.
 #[derive(Debug, clap::Args)]
 pub(crate) struct CalibrateArgs {
     /// The file for `--calibration` of other verbs.
     #[arg(long, value_name = "FILE", default_value = "runs/calibration.toml")]
     out: PathBuf,
+    /// Find the costs anew from the measurements of the last run (the .json beside --out).
+    #[arg(long, conflicts_with = "check")]
+    refit: bool,
+    /// Compare scores instead: the twin with the calibration in --out against the real broker.
+    #[arg(long)]
+    check: bool,
+    /// Loads of --check, by name or path; default: all that the program carries.
+    #[arg(long = "scenario", value_name = "NAME|PATH", requires = "check")]
+    scenarios: Vec<String>,
+    /// The search's best for each load, from a folder of `host search --each`.
+    #[arg(long, value_name = "DIR", requires = "check")]
+    best: Option<PathBuf>,
+    /// Start no new measurement of --check after this many seconds.
+    #[arg(long, value_name = "S", requires = "check")]
+    duration_s: Option<u64>,
+    /// Go on with the measurements of an earlier --check.
+    #[arg(long, requires = "check")]
+    resume: bool,
     /// Seed of the loads' random choices.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -38,22 +66,89 @@ impl CalibrateArgs {
         if self.json {
             crate::progress::hide();
         }
-        let mosquitto = self.broker.find()?;
+        if self.check {
+            return self.compare();
+        }
         // Before the minutes that it takes.
         create_parent(&self.out)?;
-        let report = calibrate(&mosquitto, !self.no_pin, self.seed)?;
-        let about = format!(
-            "# Mosquitto {} on the machine that it was measured on, by `host calibrate`.\n",
-            mosquitto.version()
-        );
-        let text = about + &toml::to_string(&report.calibration)?;
-        options::write(&self.out, text.as_bytes())?;
+        let measured = self.out.with_extension("json");
+        let report = if self.refit {
+            let name = measured.display();
+            let text = std::fs::read(&measured)
+                .with_context(|| format!("cannot read {name}; calibrate without --refit first"))?;
+            let before: Report = serde_json::from_slice(&text)
+                .with_context(|| format!("{name} is no report; calibrate without --refit"))?;
+            refit(&before)?
+        } else {
+            calibrate(&self.broker.find()?, !self.no_pin, self.seed)?
+        };
+        options::write(&measured, &serde_json::to_vec_pretty(&report)?)?;
+        options::write(&self.out, toml::to_string(&report.calibration)?.as_bytes())?;
         print(&if self.json {
             serde_json::to_string_pretty(&report)? + "\n"
         } else {
             table(&report) + &format!("\n{}\n", self.out.display())
         })?;
         Ok(Answer::Yes)
+    }
+}
+
+impl CalibrateArgs {
+    /// Score against score. Answers no where the twin is not good enough, or not all was measured.
+    fn compare(&self) -> Result<Answer> {
+        let calibration = Calibration::load(&self.out)?;
+        let all: Vec<String> = EMBEDDED.iter().map(|(name, _)| (*name).to_owned()).collect();
+        let scenarios =
+            options::scenarios(if self.scenarios.is_empty() { &all } else { &self.scenarios })?;
+        let mut arms = check::arms();
+        if let Some(dir) = &self.best {
+            arms.push(Arm::per_site(dir, &scenarios)?);
+        }
+        let mosquitto = self.broker.find()?;
+        let mut journal = Journal::open(&self.out.with_extension("check.jsonl"), self.resume)?;
+        let capacity_msgs_per_s = match journal.capacity_msgs_per_s() {
+            Some(capacity) => Some(capacity),
+            None => options::capacity(&mosquitto, &scenarios, self.seed)?,
+        };
+        let real = EvaluateConfig {
+            broker_version: mosquitto.version().to_string(),
+            bench: Bench::Broker {
+                mosquitto,
+                edge: None,
+                allow_uncapped: self.broker.allow_uncapped,
+                pin: !self.no_pin,
+            },
+            scenarios,
+            arms,
+            repeats: 1,
+            seed: self.seed,
+            random_count: 0,
+            duration: self.duration_s.map(Duration::from_secs),
+            profile: Profile::judging()?,
+            capacity_msgs_per_s,
+        };
+        let done = evaluate(&real, &mut journal)?;
+        let twin = EvaluateConfig {
+            broker_version: "twin".to_owned(),
+            bench: Bench::Twin { calibration },
+            duration: None,
+            capacity_msgs_per_s: options::twin_capacity(&calibration, &real.scenarios)?,
+            ..real
+        };
+        let file = tempfile::NamedTempFile::new().context("cannot make a temporary file")?;
+        let mut played = Journal::open(file.path(), false)?;
+        evaluate(&twin, &mut played)?;
+        let (real, twin) = (journal.records(), played.records());
+        let fidelity = Fidelity::of(real, twin).context("nothing was measured that counts")?;
+        print(&if self.json {
+            serde_json::to_string_pretty(&fidelity)? + "\n"
+        } else {
+            let head =
+                format!("{:<20} {:<12} {:>6} {:>6}\n", "scenario", "settings", "real", "twin");
+            head + &check::table(real, twin) + "\n" + &fidelity.text()
+        })?;
+        let is_good = done == Done::All && fidelity.is_good();
+        Ok(if is_good { Answer::Yes } else { Answer::No })
     }
 }
 

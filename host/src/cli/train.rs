@@ -8,16 +8,21 @@ use crate::ddpg::{Agent, Hyper};
 use crate::env::Environment;
 use crate::env::broker::{BrokerEnv, BrokerEnvConfig};
 use crate::env::twin::{Source, TwinEnv, TwinEnvConfig};
-use crate::export::{About, export};
+use crate::export::{About, export, model_bytes};
 use crate::reward::{DeadlinePrices, RewardKind, SeedWeights};
-use crate::train::{TrainConfig, Trained, train};
+use crate::scenario::Scenario;
+use crate::train::{TrainConfig, Trained, Validation, train};
 use crate::trial::Profile;
+use crate::twin::{Calibration, Play};
 use anyhow::{Context as _, Result, bail};
 use brokertuner_core::features::Schema;
 use brokertuner_core::{KNOB_COUNT, KnobSet};
+use brokertuner_edge::policy::ModelPolicy;
 use clap::ValueEnum;
+use rayon::prelude::*;
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Which world.
@@ -67,6 +72,37 @@ struct Envs {
     broker: String,
 }
 
+/// Plays a policy as the gateway would run it.
+struct Judge {
+    about: About,
+    scenarios: Vec<Arc<Scenario>>,
+    calibration: Calibration,
+    capacity_msgs_per_s: Option<f64>,
+    profile: Profile,
+}
+
+impl Judge {
+    /// Mean score over the loads.
+    fn score(&self, agent: &Agent) -> Result<f64> {
+        let bytes = model_bytes(agent, &self.about)?;
+        let scores = self.scenarios.par_iter().map(|scenario| {
+            let path = Path::new("the agent's policy");
+            let mut policy = ModelPolicy::of_bytes(bytes.clone(), self.about.schema, path)?;
+            let play = Play {
+                scenario: Arc::clone(scenario),
+                calibration: self.calibration,
+                capacity_msgs_per_s: self.capacity_msgs_per_s,
+                profile: self.profile,
+            };
+            Ok(play.tuned(&mut policy).score.unwrap_or(0.0))
+        });
+        let scores = scores.collect::<Result<Vec<f64>>>()?;
+        Ok(scores.iter().sum::<f64>() / scores.len().max(1) as f64)
+    }
+}
+
+/// Where the sites begin that policies are chosen by.
+const VALIDATION_SITES: u64 = 1 << 31;
 /// Loads of a run on real brokers that is given none: those of `host demo`.
 const BROKER_SCENARIOS: [&str; 2] = ["wan-uplink", "alarm-burst"];
 /// Seconds after which a run on real brokers ends that is not told when.
@@ -107,6 +143,13 @@ pub(crate) struct TrainArgs {
     /// Steps between checkpoints.
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
     checkpoint_steps: u64,
+    /// Randomised sites of the twin that the policy is judged on, never those that it learns from;
+    /// the best policy is the result. 0: the last one is.
+    #[arg(long, value_name = "N", default_value_t = 40)]
+    validate_sites: u32,
+    /// Steps between two judgements.
+    #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
+    validate_steps: u64,
     /// Brokers at once. Loads that need a core for themselves want 1. Default: 1 on real brokers, 2
     /// in the twin.
     #[arg(long, value_parser = clap::value_parser!(u8).range(1..=64))]
@@ -210,8 +253,32 @@ impl TrainArgs {
             broker_versions: envs.broker,
             scores: String::new(),
         };
-        let trained = train(envs.list, &config, agent)?;
+        let judge = self.judge(&about)?;
+        let score = |agent: &Agent| judge.score(agent);
+        let validation = (self.env == EnvKind::Twin && self.validate_sites > 0)
+            .then_some(Validation { every_steps: self.validate_steps, score: &score });
+        let trained = train(envs.list, &config, agent, validation)?;
         self.report(&trained, about)
+    }
+
+    /// Who judges policies in the twin.
+    fn judge(&self, about: &About) -> Result<Judge> {
+        let calibrations = options::calibrations(&self.calibration)?;
+        let sites = (0..u64::from(self.validate_sites)).map(|number| {
+            // Far from those of `host evaluate --sites`, which nobody may choose by.
+            Ok(Arc::new(crate::sites::site(VALIDATION_SITES + number)?))
+        });
+        let named = options::scenarios(&self.scenarios)?;
+        let scenarios = if named.is_empty() { sites.collect::<Result<_>>()? } else { named };
+        let capacity_msgs_per_s = options::twin_capacity(&calibrations[0], &scenarios)?;
+        let (about, calibration) = (about.clone(), calibrations[0]);
+        Ok(Judge {
+            about,
+            scenarios,
+            calibration,
+            capacity_msgs_per_s,
+            profile: Profile::judging()?,
+        })
     }
 
     fn duration(&self) -> Option<Duration> {
@@ -349,7 +416,12 @@ impl TrainArgs {
 
     fn report(&self, trained: &Trained, about: About) -> Result<Answer> {
         let path = self.out.join("model.btm");
-        let scores = format!("training, last quarter: {}", score(trained.score_mean_last_quarter));
+        let scores = match trained.validation {
+            Some((score, step)) => format!("validation: {score:.3} at step {step}"),
+            None => {
+                format!("training, last quarter: {}", score(trained.score_mean_last_quarter))
+            }
+        };
         let about = About { scores, ..about };
         let deviation = export(&trained.agent, &about, &path)?;
         let summary = Summary {

@@ -211,7 +211,7 @@ impl<'a> Demo<'a> {
             tuned: KnobSet::tuned_by_default(),
             resume: false,
         };
-        let trained = train(envs, &config, self.agent()?)?;
+        let trained = train(envs, &config, self.agent()?, None)?;
         if broker::interrupted() {
             bail!("interrupted; the checkpoint is in {}", config.out.display());
         }

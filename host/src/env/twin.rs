@@ -26,6 +26,11 @@ const DEFAULTS_SHARE: f64 = 0.5;
 /// its effect in its own step; the others have the judging profile's.
 const IMPATIENT_SHARE: f64 = 0.6;
 
+/// No two gateways are alike: each episode's core takes so many times as long as the calibration's.
+const SLOWED: std::ops::Range<f64> = 0.5..3.0;
+/// Share of the episodes with a broker whose window does not hold, as that of Debian 12.
+const OLD_SHARE: f64 = 0.1;
+
 /// Where the loads of the episodes come from.
 #[derive(Clone, Debug)]
 pub enum Source {
@@ -137,6 +142,12 @@ impl Environment for TwinEnv {
         let mut rng = Pcg64Mcg::seed_from_u64(self.config.seed ^ episode.wrapping_mul(0x9e37_79b9));
         let scenario = &self.scenario;
         let broker = rng.random_range(0..self.config.calibrations.len());
+        let factor: f64 = rng.random_range(SLOWED.start.ln()..SLOWED.end.ln());
+        let calibration = Calibration {
+            window_holds: self.config.calibrations[broker].window_holds
+                && !rng.random_bool(OLD_SHARE),
+            ..self.config.calibrations[broker].slowed(factor.exp())
+        };
         let rules = match rng.random_bool(IMPATIENT_SHARE) {
             true => impatient(),
             false => Rules { restarts_per_hour_max: 32, ..self.config.profile.rules(scenario) },
@@ -144,7 +155,7 @@ impl Environment for TwinEnv {
         let mut gateway = Gateway::new(scenario, Settings::UNWRITTEN, rules);
         let mut world = World::new(Config {
             scenario: Arc::clone(scenario),
-            calibration: self.config.calibrations[broker],
+            calibration,
             site: gateway.envelope().site,
             capacity_msgs_per_s: self.config.capacity_msgs_per_s,
             lead_in_s: 0,

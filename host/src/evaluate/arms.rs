@@ -23,6 +23,13 @@ pub enum Arm {
         /// What it says.
         settings: Settings,
     },
+    /// Settings of no file.
+    Given {
+        /// The name in tables and result files.
+        name: String,
+        /// What they are.
+        settings: Settings,
+    },
     /// The rule of thumb: fixed settings for each load, by hand.
     Rule,
     /// Settings from a folder that has a file for each load.
@@ -109,9 +116,10 @@ impl Arm {
         match self {
             Arm::Default => DEFAULT.to_owned(),
             Arm::Rule => RULE.to_owned(),
-            Arm::Fixed { name, .. } | Arm::PerSite { name, .. } | Arm::Model { name, .. } => {
-                name.clone()
-            }
+            Arm::Fixed { name, .. }
+            | Arm::Given { name, .. }
+            | Arm::PerSite { name, .. }
+            | Arm::Model { name, .. } => name.clone(),
             Arm::Untrained { .. } => UNTRAINED.to_owned(),
             Arm::Random => RANDOM.to_owned(),
         }
@@ -148,7 +156,9 @@ impl Arm {
         match self {
             Arm::Fixed { name, path, .. } | Arm::Model { name, path } => Some((name, path)),
             Arm::PerSite { name, dir } => Some((name, dir)),
-            Arm::Default | Arm::Rule | Arm::Untrained { .. } | Arm::Random => None,
+            Arm::Default | Arm::Given { .. } | Arm::Rule | Arm::Untrained { .. } | Arm::Random => {
+                None
+            }
         }
     }
 }

@@ -203,6 +203,7 @@ impl EvaluateConfig {
         };
         match arm {
             Arm::Default => Ok(vec![fixed(&Settings::UNWRITTEN, None)]),
+            Arm::Given { settings, .. } => Ok(vec![fixed(settings, None)]),
             Arm::Fixed { settings, path, .. } => Ok(vec![fixed(settings, Some(path))]),
             Arm::Rule => Ok(vec![fixed(&rule::settings(scenario, &envelope_of(scenario)), None)]),
             Arm::PerSite { dir, .. } => {

@@ -6,7 +6,7 @@ mod worker;
 
 use crate::ddpg::{Agent, Hyper, Losses, Transition};
 use crate::env::{Environment, StepOutcome};
-use crate::logs::{ActionRow, LOST, ProgressRow, TrainLogs};
+use crate::logs::{ActionRow, LOST, ProgressRow, TrainLogs, ValidationRow};
 use crate::progress::Progress;
 use anyhow::Context as _;
 use brokertuner_core::{KNOB_COUNT, KnobSet, quantise_action};
@@ -19,6 +19,8 @@ const CHECKPOINT: &str = "checkpoint-";
 const EXTENSION: &str = "safetensors";
 /// How often the trainer looks at the clock and for an interrupt.
 const ANSWER_PERIOD: Duration = Duration::from_millis(100);
+/// Least time between two lines about steps: brokers take seconds a step, their twin milliseconds.
+const TELL_PERIOD: Duration = Duration::from_secs(1);
 /// Positions of the progress bar.
 const PROGRESS_LENGTH: u64 = 1000;
 
@@ -86,6 +88,28 @@ pub struct TrainConfig {
     pub resume: bool,
 }
 
+/// Judges an agent now and then, on loads that it does not learn from: the best one is the result.
+pub struct Validation<'a> {
+    /// Steps between two looks.
+    pub every_steps: u64,
+    /// How good the policy is; more is better.
+    pub score: &'a (dyn Fn(&Agent) -> anyhow::Result<f64> + Sync),
+}
+
+impl std::fmt::Debug for Validation<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Validation").field("every_steps", &self.every_steps).finish_non_exhaustive()
+    }
+}
+
+/// The best agent so far by validation.
+#[derive(Clone, Debug)]
+struct Best {
+    agent: Agent,
+    score: f64,
+    step: u64,
+}
+
 /// Why a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -101,8 +125,10 @@ pub enum Ended {
 /// A finished run.
 #[derive(Debug)]
 pub struct Trained {
-    /// The agent as it ended.
+    /// The agent as it ended; with validation, as it was best.
     pub agent: Agent,
+    /// Its validation score, and the steps that it had taken.
+    pub validation: Option<(f64, u64)>,
     /// Steps taken, of all environments together.
     pub steps: u64,
     /// Episodes finished.
@@ -143,6 +169,10 @@ struct Run<'a> {
     episodes: u64,
     losses: Vec<Losses>,
     scores: Vec<f64>,
+    validation: Option<Validation<'a>>,
+    best: Option<Best>,
+    /// When a step was last told of.
+    told: Option<Instant>,
     /// Whether there is something that no checkpoint holds yet.
     has_learnt: bool,
     /// Whether the user wants the run to end.
@@ -158,14 +188,16 @@ pub fn train(
     envs: Vec<Box<dyn Environment>>,
     config: &TrainConfig,
     agent: Agent,
+    validation: Option<Validation<'_>>,
 ) -> anyhow::Result<Trained> {
-    train_until(envs, config, agent, crate::broker::interrupted)
+    train_until(envs, config, agent, validation, crate::broker::interrupted)
 }
 
 fn train_until(
     envs: Vec<Box<dyn Environment>>,
     config: &TrainConfig,
     mut agent: Agent,
+    validation: Option<Validation<'_>>,
     interrupted: fn() -> bool,
 ) -> anyhow::Result<Trained> {
     std::fs::create_dir_all(&config.out)
@@ -193,9 +225,12 @@ fn train_until(
         steps: reached.steps,
         episodes_begun: reached.episodes_begun,
         episodes: reached.episodes,
+        told: None,
         has_learnt: false,
         losses: Vec::new(),
         scores: Vec::new(),
+        validation,
+        best: None,
         interrupted,
     };
     let workers = Workers::start(envs);
@@ -297,6 +332,7 @@ impl Run<'_> {
         if self.steps.is_multiple_of(self.config.checkpoint_steps) {
             self.checkpoint()?;
         }
+        self.validate(false)?;
         let is_over = self.seats[env].episode_steps >= self.config.episode_steps;
         if is_over || outcome.is_cut {
             self.end_episode(env)?;
@@ -411,7 +447,12 @@ impl Run<'_> {
         )
     }
 
-    fn report(&self, row: &ActionRow) {
+    /// A line for people, of one step a second at the most.
+    fn report(&mut self, row: &ActionRow) {
+        if self.told.is_some_and(|told| told.elapsed() < TELL_PERIOD) {
+            return;
+        }
+        self.told = Some(Instant::now());
         let of = self.so_far();
         tracing::info!(
             env = row.env,
@@ -421,6 +462,24 @@ impl Run<'_> {
             reward = row.reward.map(|reward| format!("{reward:.3}")),
             "{of}"
         );
+    }
+
+    /// Judges the policy when its time has come, or at the end.
+    fn validate(&mut self, is_end: bool) -> anyhow::Result<()> {
+        let Some(validation) = &self.validation else { return Ok(()) };
+        let is_due = self.steps.is_multiple_of(validation.every_steps);
+        if !is_due && !is_end {
+            return Ok(());
+        }
+        let score = (validation.score)(&self.agent)?;
+        let (step, wall_s) = (self.steps, self.wall_s());
+        self.logs.validation(&ValidationRow { step, wall_s, score })?;
+        tracing::info!(step, score = format!("{score:.4}"), "validated");
+        if self.best.as_ref().is_none_or(|best| score > best.score) {
+            self.agent.save(&self.config.out.join(format!("best.{EXTENSION}")), false)?;
+            self.best = Some(Best { agent: self.agent.clone(), score, step });
+        }
+        Ok(())
     }
 
     fn checkpoint(&self) -> anyhow::Result<PathBuf> {
@@ -448,12 +507,15 @@ impl Run<'_> {
         let row = self.progress_row(None);
         self.logs.progress(&row)?;
         self.checkpoint()?;
+        self.validate(true)?;
+        let validation = self.best.as_ref().map(|best| (best.score, best.step));
         let last = &self.scores[self.scores.len() - self.scores.len().div_ceil(4)..];
         Ok(Trained {
             steps: self.steps,
             episodes: self.episodes,
             score_mean_last_quarter: mean(last),
-            agent: self.agent,
+            agent: self.best.map_or(self.agent, |best| best.agent),
+            validation,
             ended,
         })
     }

@@ -82,7 +82,8 @@ fn what_was_learnt_outlives_an_environment_that_fails_or_panics() {
     for (end, words) in [(Does::Fail, "the world ended"), (Does::Panic, "a fault in the env")] {
         let dir = tempfile::tempdir().unwrap();
         let script = [Does::Reward(0.5), Does::Reward(0.5), end];
-        let error = train_until(envs(&script), &config(dir.path()), agent(), || false).unwrap_err();
+        let error =
+            train_until(envs(&script), &config(dir.path()), agent(), None, || false).unwrap_err();
         let message = format!("{error:#}");
         for word in [words, "environment 0 cannot go on", "checkpoint-00000002", "--resume"] {
             assert!(message.contains(word), "{message}");
@@ -102,7 +103,8 @@ fn an_interrupt_that_the_environment_sees_first_is_no_failure() {
     // the interrupt only when it looks again because of the failure.
     let interrupted = || LOOKS.fetch_add(1, Ordering::SeqCst) >= 4;
     let script = [Does::Reward(0.5), Does::Reward(0.5), Does::Fail];
-    let trained = train_until(envs(&script), &config(dir.path()), agent(), interrupted).unwrap();
+    let trained =
+        train_until(envs(&script), &config(dir.path()), agent(), None, interrupted).unwrap();
     assert_eq!(trained.ended, Ended::Interrupted);
     newest_checkpoint(dir.path()).unwrap();
 }
@@ -114,7 +116,7 @@ fn a_step_without_a_score_is_not_learnt_as_a_total_loss() {
     let config = TrainConfig { steps: 4, ..config(dir.path()) };
     let hyper = Hyper { n_step: 3, ..hyper() };
     let agent = Agent::new(hyper, STATE, KNOB_COUNT, 1).unwrap();
-    let trained = train_until(envs(&script), &config, agent, || false).unwrap();
+    let trained = train_until(envs(&script), &config, agent, None, || false).unwrap();
     assert_eq!((trained.steps, trained.agent.observed()), (4, 2));
     let rewards: Vec<(f32, bool)> = trained.agent.replay_outcomes().collect();
     assert_eq!(rewards, [(0.5, false), (0.5, false)], "no return reaches over the gap");
@@ -131,7 +133,7 @@ fn a_step_without_a_score_is_not_learnt_as_a_total_loss() {
 fn a_run_without_any_score_has_no_mean() {
     let dir = tempfile::tempdir().unwrap();
     let config = TrainConfig { steps: 2, ..config(dir.path()) };
-    let trained = train_until(envs(&[Does::Void]), &config, agent(), || false).unwrap();
+    let trained = train_until(envs(&[Does::Void]), &config, agent(), None, || false).unwrap();
     assert_eq!(trained.score_mean_last_quarter, None);
 }
 
@@ -140,7 +142,7 @@ fn a_lost_broker_ends_the_return() {
     let dir = tempfile::tempdir().unwrap();
     let script = [Does::Reward(0.5), Does::Lose];
     let config = TrainConfig { steps: 2, ..config(dir.path()) };
-    let trained = train_until(envs(&script), &config, agent(), || false).unwrap();
+    let trained = train_until(envs(&script), &config, agent(), None, || false).unwrap();
     let rewards: Vec<(f32, bool)> = trained.agent.replay_outcomes().collect();
     assert_eq!(rewards, [(0.5, false), (-1.0, true)]);
 }
@@ -151,13 +153,13 @@ fn a_resumed_run_counts_on_and_does_not_mix_its_returns_with_the_old_ones() {
     let hyper = Hyper { n_step: 3, ..hyper() };
     let first = TrainConfig { steps: 6, hyper: hyper.clone(), ..config(dir.path()) };
     let fresh = Agent::new(hyper, STATE, KNOB_COUNT, 1).unwrap();
-    train_until(envs(&[Does::Reward(0.5)]), &first, fresh, || false).unwrap();
+    train_until(envs(&[Does::Reward(0.5)]), &first, fresh, None, || false).unwrap();
     let load = || Agent::load(&newest_checkpoint(dir.path()).unwrap()).unwrap();
     assert_eq!(load().replay_count(), 4, "two returns are still being collected");
 
     let again = TrainConfig { steps: 8, resume: true, ..first.clone() };
     let script = [Does::Reward(-1.0)];
-    let trained = train_until(envs(&script), &again, load(), || false).unwrap();
+    let trained = train_until(envs(&script), &again, load(), None, || false).unwrap();
     assert_eq!((trained.steps, trained.agent.observed()), (8, 8));
     let sums: Vec<f32> = trained.agent.replay_outcomes().map(|(reward, _)| reward).collect();
     assert_eq!(sums.len(), 4, "{sums:?}");
@@ -170,7 +172,7 @@ fn a_resumed_run_counts_on_and_does_not_mix_its_returns_with_the_old_ones() {
     let seconds: Vec<f64> = column(0).iter().map(|text| text.parse().unwrap()).collect();
     assert!(seconds.is_sorted(), "{seconds:?}");
 
-    let error = train_until(envs(&script), &again, load(), || false).unwrap_err().to_string();
+    let error = train_until(envs(&script), &again, load(), None, || false).unwrap_err().to_string();
     assert!(error.contains("8 steps already; give a larger --steps"), "{error}");
 }
 

@@ -146,6 +146,11 @@ impl Broker {
         self.calibration.costs.of_work(work, members)
     }
 
+    /// Packets arrive, each by itself.
+    pub(super) fn wake(&mut self, packets: u32) {
+        self.budget.wake(packets, self.calibration.costs.wake_us);
+    }
+
     pub(super) fn costs(&self) -> &super::cpu::Costs {
         &self.calibration.costs
     }

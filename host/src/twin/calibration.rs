@@ -65,6 +65,19 @@ pub enum CalibrationError {
 }
 
 impl Calibration {
+    /// The same broker on a core that takes so many times as long for everything.
+    #[must_use]
+    pub fn slowed(self, factor: f64) -> Calibration {
+        Calibration {
+            restart_us: self.restart_us * factor,
+            save_us_base: self.save_us_base * factor,
+            save_us_per_mib: self.save_us_per_mib * factor,
+            probe_us: self.probe_us * factor,
+            costs: self.costs.times(factor),
+            ..self
+        }
+    }
+
     /// Reads a file of `host calibrate`.
     ///
     /// # Errors

@@ -21,6 +21,8 @@ pub(super) struct Publishers {
     pub(super) qos: Qos,
     pub(super) bytes: u32,
     window: u32,
+    /// All clients send at the same instants.
+    pub(super) is_sync: bool,
     schedule: Schedule,
     /// Messages that were due so far.
     begun: u64,
@@ -52,6 +54,7 @@ impl Publishers {
             qos: group.qos,
             bytes,
             window: u32::from(group.inflight),
+            is_sync: group.sync,
             schedule,
             begun: 0,
             is_stopped: false,

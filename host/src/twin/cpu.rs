@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Costs {
+    /// Waking up for a packet that finds the broker asleep.
+    pub wake_us: f64,
     /// One round of the event loop.
     pub round_us: f64,
     /// Reading a PUBLISH, and its PUBACK.
@@ -32,6 +34,7 @@ pub struct Costs {
 impl Default for Costs {
     fn default() -> Self {
         Costs {
+            wake_us: 15.0,
             round_us: 1.0,
             publish_us: 4.0,
             publish_us_per_kib: 0.3,
@@ -45,6 +48,22 @@ impl Default for Costs {
 }
 
 impl Costs {
+    /// On a core that takes so many times as long.
+    #[must_use]
+    pub fn times(self, factor: f64) -> Costs {
+        Costs {
+            wake_us: self.wake_us * factor,
+            round_us: self.round_us * factor,
+            publish_us: self.publish_us * factor,
+            publish_us_per_kib: self.publish_us_per_kib * factor,
+            route_us: self.route_us * factor,
+            write_us: self.write_us * factor,
+            write_us_per_kib: self.write_us_per_kib * factor,
+            segment_us: self.segment_us * factor,
+            acknowledge_us: self.acknowledge_us * factor,
+        }
+    }
+
     /// Of what `members` connections did alike.
     pub(super) fn of_work(&self, work: &Work, members: u32) -> f64 {
         let kib = work.bytes as f64 / 1024.0;
@@ -61,6 +80,9 @@ impl Costs {
     }
 }
 
+/// Slices over which the broker's load is averaged.
+const LOAD_SLICES: f64 = 50.0;
+
 /// The time that the broker's core has for it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Budget {
@@ -68,6 +90,10 @@ pub(super) struct Budget {
     per_slice_us: f64,
     left_us: f64,
     used_us: f64,
+    /// The same at the end of the last slice.
+    used_before_us: f64,
+    /// Share of the time that the broker was awake, of late.
+    load: f64,
     /// The last round of the loop, where more waits behind it.
     pub(super) round_us: f64,
 }
@@ -80,12 +106,17 @@ impl Budget {
             per_slice_us,
             left_us: 0.0,
             used_us: 0.0,
+            used_before_us: 0.0,
+            load: 0.0,
             round_us: 0.0,
         }
     }
 
     /// A new slice; time that was not used is gone, time that was overdrawn is missing.
     pub(super) fn refill(&mut self) {
+        let used = (self.used_us - self.used_before_us) / self.per_slice_us.max(f64::MIN_POSITIVE);
+        self.used_before_us = self.used_us;
+        self.load += (used.min(1.0) - self.load) / LOAD_SLICES;
         self.left_us = self.left_us.min(0.0) + self.per_slice_us;
     }
 
@@ -96,6 +127,11 @@ impl Budget {
     pub(super) fn spend(&mut self, us: f64) {
         self.left_us -= us;
         self.used_us += us;
+    }
+
+    /// `packets` arrive, each by itself: those that find the broker asleep wake it.
+    pub(super) fn wake(&mut self, packets: u32, wake_us: f64) {
+        self.spend(f64::from(packets) * wake_us * (1.0 - self.load));
     }
 
     /// What a packet waits before the broker reads it: what is overdrawn (a save, a herd of

@@ -89,6 +89,8 @@ impl Limits {
 struct Ack {
     at: Slice,
     packets: Batch,
+    /// Writes of the client that they come in: it answers what it reads at once with one.
+    writes: u32,
 }
 
 /// What one call made the broker and the kernel do, for one member of the cohort.
@@ -102,6 +104,8 @@ pub(super) struct Work {
     pub(super) segments: u32,
     /// Payload bytes written.
     pub(super) bytes: u64,
+    /// Writes of the client that arrived.
+    pub(super) arrivals: u32,
     /// Messages dropped because neither window nor queue had room.
     pub(super) dropped: u32,
 }
@@ -112,6 +116,7 @@ impl std::ops::AddAssign for Work {
         self.publishes += other.publishes;
         self.segments += other.segments;
         self.bytes += other.bytes;
+        self.arrivals += other.arrivals;
         self.dropped += other.dropped;
     }
 }
@@ -271,6 +276,7 @@ impl Link {
         while let Some(&ack) = self.acks.front().filter(|ack| ack.at <= now) {
             self.acks.pop_front();
             inbox.push_back(ack.packets);
+            work.arrivals += ack.writes;
             wrote = true;
         }
         if wrote {
@@ -317,7 +323,7 @@ impl Link {
         };
         if self.limits.nodelay || u64::from(batch.bytes) + HEADER_BYTES >= SEGMENT_BYTES {
             work.segments = batch.count;
-            self.read(now, batch);
+            self.read(now, batch, batch.count);
             return work;
         }
         let mut left = batch.count;
@@ -328,7 +334,7 @@ impl Link {
                 left -= alone;
                 work.segments += alone;
                 self.unacked_until = self.answers.then(|| now + self.delayed_ack);
-                self.read(now, batch.of(alone));
+                self.read(now, batch.of(alone), alone);
             } else {
                 let taken = left.min(self.buffer_room(batch));
                 left -= taken;
@@ -370,13 +376,15 @@ impl Link {
 
     fn let_go(&mut self, now: Slice) {
         (self.held_writes, self.held_bytes) = (0, 0);
+        let mut segments = 1;
         while let Some(batch) = self.held.pop_front() {
-            self.read(now, batch);
+            self.read(now, batch, segments);
+            segments = 0;
         }
     }
 
-    /// The client reads packets, and will answer them.
-    fn read(&mut self, now: Slice, batch: Batch) {
+    /// The client reads packets that came in so many segments, and will answer them.
+    fn read(&mut self, now: Slice, batch: Batch, segments: u32) {
         self.last_read = now;
         if batch.packet == Packet::Publish && !batch.is_repeat {
             self.delivered.push(batch);
@@ -388,8 +396,9 @@ impl Link {
         match self.acks.back_mut() {
             Some(last) if last.at == at && last.packets.is_alike(batch) => {
                 last.packets.count += batch.count;
+                last.writes += segments;
             }
-            _ => self.acks.push_back(Ack { at, packets: batch }),
+            _ => self.acks.push_back(Ack { at, packets: batch, writes: segments }),
         }
     }
 

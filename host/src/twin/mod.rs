@@ -5,6 +5,8 @@ mod broker;
 mod calibration;
 mod cohort;
 mod cpu;
+#[cfg(test)]
+mod judge;
 mod link;
 mod play;
 mod time;
@@ -15,3 +17,6 @@ pub use calibration::{Calibration, CalibrationError};
 pub use cpu::Costs;
 pub use play::{Play, Played, SLICE_US, capacity_msgs_per_s};
 pub use world::{Config, World};
+
+#[cfg(test)]
+mod tests;

@@ -384,6 +384,8 @@ impl World {
             for publishers in &mut stage.publishers {
                 let count = publishers.due(now, f64::from(slice + 1) * slice_s);
                 if count > 0 {
+                    let wakes = if publishers.is_sync { 1 } else { count };
+                    self.broker.wake(wakes);
                     for expectation in &mut stage.expectations {
                         let share = publishers.audience[expectation.connection];
                         expectation.expect(now, second, share * f64::from(count));
@@ -394,6 +396,8 @@ impl World {
         }
         for connection in &mut self.connections {
             let work = connection.arrive(now);
+            // The other members' come while the broker is at the first one's.
+            self.broker.wake(work.arrivals);
             if work.segments > 0 {
                 let cost = self.broker.account(&work, connection.members());
                 self.broker.budget.spend(cost);

@@ -1,0 +1,171 @@
+//! `host calibrate --check`: the same settings under the same loads, on the real broker and in the
+//! twin, score against score.
+
+use crate::evaluate::{Arm, Record};
+use brokertuner_core::{Envelope, KNOB_COUNT, Knob, KnobSet, Settings, quantise_action};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+/// Points of the Sobol sequence that are tried beside the default and the search's best.
+const POINTS: u32 = 12;
+/// Real scores closer than this are not in any order.
+const SCORE_GAP: f64 = 0.05;
+/// What is asked of the twin: the median and the 90th percentile of the difference of scores, the
+/// share of pairs in order, and what its best settings may lose on the real broker.
+const MEDIAN_MAX: f64 = 0.05;
+const P90_MAX: f64 = 0.15;
+const ORDERED_MIN: f64 = 0.95;
+const LOSS_MAX: f64 = 0.03;
+
+/// The points as arms.
+#[must_use]
+pub fn arms() -> Vec<Arm> {
+    let points = (0..POINTS)
+        .map(|index| Arm::Given { name: format!("sobol-{index}"), settings: settings(index) });
+    [Arm::Default].into_iter().chain(points).collect()
+}
+
+/// Settings at a point of the sequence, scrambled by its dimension: even over the envelope from the
+/// first few points on.
+fn settings(index: u32) -> Settings {
+    let tuned = KnobSet::tuned_by_default();
+    let mut output = [0.0; KNOB_COUNT];
+    let moved = Knob::ALL.into_iter().filter(|knob| tuned.contains(*knob));
+    for (dimension, knob) in (0..).zip(moved) {
+        output[knob as usize] = 2.0 * sobol_burley::sample(index, dimension, 0) - 1.0;
+    }
+    Settings::decode(&quantise_action(&output), &Envelope::default())
+}
+
+/// How well the twin tells what the real broker does.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Fidelity {
+    /// Pairs of load and settings that were measured in both.
+    pub count: usize,
+    /// Of the absolute difference of the scores.
+    pub difference_median: f64,
+    /// The same.
+    pub difference_p90: f64,
+    /// Pairs of settings of one load whose real scores differ.
+    pub pairs: usize,
+    /// Of them those that the twin orders alike.
+    pub ordered_share: f64,
+    /// The most that the twin's best settings are below the real best found, over the loads.
+    pub loss_max: f64,
+    /// The load of that.
+    pub loss_scenario: String,
+}
+
+impl Fidelity {
+    /// Of real records and the twin's of the same loads and arms; `None` where none is in both.
+    #[must_use]
+    pub fn of(real: &[Record], twin: &[Record]) -> Option<Fidelity> {
+        let pairs = scores(real, twin);
+        let mut differences: Vec<f64> =
+            pairs.values().flatten().map(|(_, real, twin)| (real - twin).abs()).collect();
+        differences.sort_by(f64::total_cmp);
+        let at = |share: f64| {
+            let index = (differences.len() as f64 * share).ceil() as usize;
+            differences.get(index.saturating_sub(1)).copied()
+        };
+        let (ordered, compared) = pairs
+            .values()
+            .map(|arms| order(arms))
+            .fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+        let losses = pairs.iter().map(|(scenario, arms)| (loss(arms), scenario.clone()));
+        let (loss_max, loss_scenario) = losses.max_by(|a, b| a.0.total_cmp(&b.0))?;
+        Some(Fidelity {
+            count: differences.len(),
+            difference_median: at(0.5)?,
+            difference_p90: at(0.9)?,
+            pairs: compared,
+            ordered_share: if compared == 0 { 1.0 } else { ordered as f64 / compared as f64 },
+            loss_max,
+            loss_scenario,
+        })
+    }
+
+    /// Whether it is good enough to train in.
+    #[must_use]
+    pub fn is_good(&self) -> bool {
+        self.difference_median <= MEDIAN_MAX
+            && self.difference_p90 <= P90_MAX
+            && self.ordered_share >= ORDERED_MIN
+            && self.loss_max <= LOSS_MAX
+    }
+
+    /// For people.
+    #[must_use]
+    pub fn text(&self) -> String {
+        format!(
+            "difference of scores: median {:.3} (at most {MEDIAN_MAX}), 90th percentile {:.3} (at most {P90_MAX}), {} measurements\n\
+             settings ordered alike: {:.1} % of {} pairs (at least {:.0} %)\n\
+             the twin's best is {:.3} below the real best at most (at most {LOSS_MAX}), on {}\n",
+            self.difference_median,
+            self.difference_p90,
+            self.count,
+            self.ordered_share * 100.0,
+            self.pairs,
+            ORDERED_MIN * 100.0,
+            self.loss_max,
+            self.loss_scenario,
+        )
+    }
+}
+
+/// Score against score, a row for each load and a column for each arm.
+#[must_use]
+pub fn table(real: &[Record], twin: &[Record]) -> String {
+    let mut out = String::new();
+    for (scenario, arms) in scores(real, twin) {
+        for (arm, real, twin) in arms {
+            let mark = if (real - twin).abs() > P90_MAX { "  <" } else { "" };
+            // Writing to a string cannot fail.
+            let _ = writeln!(out, "{scenario:<20} {arm:<12} {real:>6.3} {twin:>6.3}{mark}");
+        }
+    }
+    out
+}
+
+/// By load: arm, mean real score, mean score in the twin.
+fn scores(real: &[Record], twin: &[Record]) -> BTreeMap<String, Vec<(String, f64, f64)>> {
+    let mean = |records: &[Record], scenario: &str, arm: &str| {
+        let of = records.iter().filter(|r| r.scenario == scenario && r.arm == arm);
+        let scores: Vec<f64> = of.filter_map(Record::counted_score).collect();
+        (!scores.is_empty()).then(|| scores.iter().sum::<f64>() / scores.len() as f64)
+    };
+    let mut found: BTreeMap<String, Vec<(String, f64, f64)>> = BTreeMap::new();
+    for record in real {
+        let (scenario, arm) = (&record.scenario, &record.arm);
+        let of_scenario = found.entry(scenario.clone()).or_default();
+        if of_scenario.iter().any(|(other, ..)| other == arm) {
+            continue;
+        }
+        let both = mean(real, scenario, arm).zip(mean(twin, scenario, arm));
+        of_scenario.extend(both.map(|(real, twin)| (arm.clone(), real, twin)));
+    }
+    found.retain(|_, arms| !arms.is_empty());
+    found
+}
+
+/// Pairs that the twin orders alike, of those whose real scores differ.
+fn order(arms: &[(String, f64, f64)]) -> (usize, usize) {
+    let (mut alike, mut compared) = (0, 0);
+    for (index, (_, real, twin)) in arms.iter().enumerate() {
+        for (_, other_real, other_twin) in &arms[index + 1..] {
+            if (real - other_real).abs() > SCORE_GAP {
+                compared += 1;
+                alike += usize::from((real - other_real) * (twin - other_twin) > 0.0);
+            }
+        }
+    }
+    (alike, compared)
+}
+
+/// What the twin's best settings lose on the real broker.
+fn loss(arms: &[(String, f64, f64)]) -> f64 {
+    let most = arms.iter().map(|(_, real, _)| *real).fold(0.0, f64::max);
+    let chosen = arms.iter().max_by(|a, b| a.2.total_cmp(&b.2)).map_or(0.0, |(_, real, _)| *real);
+    most - chosen
+}

@@ -1,0 +1,110 @@
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+use super::judge::Judge;
+use super::*;
+use crate::env::broker::site_values;
+use crate::scenario::{Rate, Scenario};
+use crate::trial::Profile;
+use brokertuner_core::{Action, Envelope, Settings, render};
+use rand::{RngExt as _, SeedableRng as _};
+use rand_pcg::Pcg64Mcg;
+use std::sync::Arc;
+
+/// Deliveries that the judge can be asked to make.
+const DELIVERIES_MAX: f64 = 250_000.0;
+
+/// The first phase of a site, if the judge knows all that is in it.
+fn judged(mut site: Scenario) -> Option<Scenario> {
+    site.phases.truncate(1);
+    let phase = &mut site.phases[0];
+    phase.duration_s = phase.duration_s.min(12);
+    let is_known = phase
+        .subscribe
+        .iter()
+        .all(|group| group.offline.is_none() && group.receive_maximum.is_none());
+    let hz: f64 = phase
+        .publish
+        .iter()
+        .map(|group| match group.rate {
+            Rate::PerClientHz(hz) => hz * f64::from(group.clients),
+            Rate::TimesCapacity(_) => f64::INFINITY,
+        })
+        .sum();
+    let readers: u32 = phase.subscribe.iter().map(|group| group.clients).sum();
+    let deliveries = hz * f64::from(readers) * f64::from(phase.duration_s);
+    site.broker.cpu_share = None;
+    site.rss_limit_bytes = u64::MAX;
+    (is_known && deliveries < DELIVERIES_MAX).then_some(site)
+}
+
+fn play(scenario: &Scenario, calibration: Calibration) -> Play {
+    let profile = Profile { lead_in_s: 0, lead_in_sys_periods: 0, ..Profile::judging().unwrap() };
+    Play { scenario: Arc::new(scenario.clone()), calibration, capacity_msgs_per_s: None, profile }
+}
+
+/// Differences of score between twin and judge over sites and settings.
+fn differences(
+    sites: impl Iterator<Item = Scenario>,
+    calibration: Calibration,
+) -> Vec<(f64, String)> {
+    let mut rng = Pcg64Mcg::seed_from_u64(5);
+    let mut found = Vec::new();
+    for scenario in sites {
+        let site = site_values(&scenario);
+        let envelope = Envelope { site, ..Envelope::default() };
+        let action: Action = std::array::from_fn(|_| rng.random_range(-127..=127));
+        for settings in [Settings::UNWRITTEN, Settings::decode(&action, &envelope)] {
+            let twin = play(&scenario, calibration).fixed(&settings).score.unwrap();
+            let judge = Judge::new(&scenario, &calibration, settings, site).score(&scenario);
+            let what = format!(
+                "{} twin {twin:.3} judge {judge:.3}: {}",
+                scenario.name,
+                render::render(&settings).as_str().replace('\n', " ")
+            );
+            found.push(((twin - judge).abs(), what));
+        }
+    }
+    found.sort_by(|a, b| a.0.total_cmp(&b.0));
+    found
+}
+
+#[test]
+fn cohorts_and_slices_say_what_single_messages_say() {
+    // A slow core, so that few messages saturate it.
+    let calibration = Calibration::default().slowed(8.0);
+    let sites = (0..).filter_map(|seed| judged(crate::sites::site(seed).unwrap())).take(40);
+    let found = differences(sites, calibration);
+    for (difference, what) in found.iter().rev().take(12) {
+        println!("{difference:.3} {what}");
+    }
+    let at = |share: f64| found[(found.len() as f64 * share) as usize].0;
+    println!("median {:.3}, 90th percentile {:.3}", at(0.5), at(0.9));
+    assert!(at(0.5) <= 0.01 && at(0.9) <= 0.05);
+}
+
+#[test]
+fn a_world_repeats_itself() {
+    let scenario = Scenario::load("mixed-day").unwrap();
+    let settings = render::parse("max_inflight_messages 100\n").unwrap();
+    let play = play(&scenario, Calibration::default());
+    assert_eq!(play.fixed(&settings), play.fixed(&settings));
+}
+
+#[test]
+fn alike_clients_cost_nothing() {
+    // Twice the clients at half the rate each: the same messages, the same slices.
+    let load = |clients: u32| {
+        let text = format!(
+            "schema = 1\nname = \"t\"\nsummary = \"t\"\ndeadline_ms = 250\nrss_limit_mib = 64\n\
+             [[phase]]\nname = \"p\"\nduration_s = 20\n[[phase.publish]]\nname = \"w\"\n\
+             clients = {clients}\nrate_hz = {}\nqos = 1\npayload_bytes = 64\ntopic = \"a/{{client}}\"\n\
+             [[phase.subscribe]]\nname = \"r\"\nclients = 2\nfilter = \"a/#\"\nqos = 1\nack_delay_ms = 20\n",
+            1000.0 / f64::from(clients)
+        );
+        Scenario::parse(&text, "t").unwrap()
+    };
+    let [few, many] = [10, 1000].map(|clients| {
+        play(&load(clients), Calibration::default()).fixed(&Settings::UNWRITTEN).score.unwrap()
+    });
+    assert!((few - many).abs() < 0.02, "{few} {many}");
+}
