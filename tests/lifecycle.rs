@@ -48,7 +48,10 @@ struct Owner {
 
 impl Owner {
     fn start(end: &str, cpu_share: Option<&str>) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_broker-owner"))
+        // Under nohup the test itself ignores SIGHUP, and so would the owner.
+        let mut child = Command::new("env")
+            .arg("--default-signal=HUP")
+            .arg(env!("CARGO_BIN_EXE_broker-owner"))
             .arg(end)
             .arg(mosquitto(VERSION).path())
             .args(cpu_share)

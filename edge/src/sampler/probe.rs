@@ -27,6 +27,9 @@ pub(super) struct Probes {
     next: u64,
     outstanding: Vec<Outstanding>,
     worst: [Option<Duration>; 2],
+    /// Whether one of that QoS ever came back. An ACL that swallows them looks like a stall, and
+    /// is none.
+    answered: [bool; 2],
 }
 
 impl Probes {
@@ -50,6 +53,7 @@ impl Probes {
         let at = self.outstanding.iter().position(|p| p.number == number && p.qos == qos);
         let Some(at) = at else { return };
         let probe = self.outstanding.remove(at);
+        self.answered[usize::from(probe.qos)] = true;
         self.note(probe.qos, now.saturating_duration_since(probe.sent));
     }
 
@@ -58,13 +62,14 @@ impl Probes {
         *worst = (*worst).max(Some(latency));
     }
 
-    /// The worst since the last call; an overdue probe counts with its age so far.
+    /// The worst since the last call; an overdue probe counts with its age so far, where its like
+    /// has come back before.
     pub(super) fn take(&mut self, now: Instant) -> ProbeSample {
         self.outstanding.retain(|p| now.saturating_duration_since(p.sent) < LOST);
         for index in 0..self.outstanding.len() {
             let Outstanding { qos, sent, .. } = self.outstanding[index];
             let age = now.saturating_duration_since(sent);
-            if age >= OVERDUE {
+            if age >= OVERDUE && self.answered[usize::from(qos)] {
                 self.note(qos, age);
             }
         }
@@ -103,12 +108,25 @@ mod tests {
     #[test]
     fn a_stall_shows_while_it_lasts_and_a_lost_probe_is_given_up() {
         let mut probes = Probes::default();
+        let soon = probes.send(0, at(0));
+        probes.receive(&soon, at(0));
+        assert_eq!(probes.take(at(0)).latency_us_qos0, Some(0));
         let late = probes.send(0, at(0));
         assert_eq!(probes.take(at(900)).latency_us_qos0, None);
         assert_eq!(probes.take(at(5000)).latency_us_qos0, Some(5_000_000));
         assert_eq!(probes.take(at(31_000)).latency_us_qos0, None);
         probes.receive(&late, at(32_000));
         assert_eq!(probes.take(at(33_000)).latency_us_qos0, None);
+    }
+
+    #[test]
+    fn what_never_comes_back_is_no_latency() {
+        let mut probes = Probes::default();
+        let both = [0, 1].map(|qos| probes.send(qos, at(0)));
+        assert_eq!(probes.take(at(5000)), ProbeSample::default());
+        probes.receive(&both[1], at(6000));
+        let seen = probes.take(at(7000));
+        assert_eq!((seen.latency_us_qos0, seen.latency_us_qos1), (None, Some(6_000_000)));
     }
 
     #[test]

@@ -77,6 +77,23 @@ fn silence_is_said_with_its_two_possible_causes() {
     }
 }
 
+/// The broker grants the subscription and delivers nothing: that is no latency.
+#[test]
+fn probes_that_an_acl_swallows_are_missing_not_slow() {
+    let acl = tempfile::NamedTempFile::new().unwrap();
+    fs::write(acl.path(), "topic read $SYS/#\n").unwrap();
+    let broker = Broker::start(&format!("acl_file {}\n", acl.path().display()));
+    let mut sampler = sampler(&broker, None);
+    let started = std::time::Instant::now();
+    // Long enough for the first ones to be overdue.
+    eventually("two updates of $SYS", || {
+        let probe = sampler.sample().probe;
+        assert_eq!((probe.latency_us_qos0, probe.latency_us_qos1), (None, None));
+        let is_seen = sampler.sys_status() == SysStatus::Flowing;
+        (is_seen && started.elapsed() >= std::time::Duration::from_secs(3)).then_some(())
+    });
+}
+
 #[test]
 fn a_refused_login_is_said_in_those_words() {
     let broker = Broker::start("allow_anonymous true\n");

@@ -25,6 +25,8 @@ use std::time::{Duration, Instant};
 /// The loads: the defaults fail on both, and a machine of two cores carries several brokers of
 /// each.
 const SCENARIOS: [&str; 2] = ["wan-uplink", "alarm-burst"];
+/// Nothing is measured again later than this: ten minutes are to be enough.
+const AGAIN_UNTIL: Duration = Duration::from_secs(500);
 /// A tuned score from which the demo counts as a success.
 const TUNED_SCORE_MIN: f64 = 0.9;
 /// Debian's suite whose broker's inflight window holds.
@@ -155,10 +157,25 @@ impl<'a> Demo<'a> {
     }
 
     /// A setter on all scenarios at once, so that every setter shares the machine with as many
-    /// brokers as the others do: outcomes by scenario.
+    /// brokers as the others do: outcomes by scenario. What the machine was too slow for is
+    /// measured once more, alone.
     fn measure(&self, setter: &Setter) -> Result<Vec<Outcome>> {
         let trials: Vec<Trial> =
             self.scenarios.iter().map(|scenario| self.trial(scenario, setter)).collect();
+        let mut outcomes = Self::at_once(&trials)?;
+        for (outcome, trial) in outcomes.iter_mut().zip(&trials) {
+            if outcome.load.is_void && self.started.elapsed() < AGAIN_UNTIL {
+                let name = &trial.scenario.name;
+                self.say(&format!(
+                    "    {name} again: the machine was too slow for it beside others"
+                ));
+                *outcome = trial.run()?;
+            }
+        }
+        Ok(outcomes)
+    }
+
+    fn at_once(trials: &[Trial]) -> Result<Vec<Outcome>> {
         std::thread::scope(|scope| {
             let threads: Vec<_> = trials.iter().map(|trial| scope.spawn(|| trial.run())).collect();
             let join = |thread: std::thread::ScopedJoinHandle<'_, Result<Outcome>>| {

@@ -70,7 +70,8 @@ impl Report {
              Scores are the share of deliveries within their deadline, 0 to 1, measured on live brokers under a\n\
              load with another seed than the training's; `tuned` and `untrained` were set by `edge` as a process.\n\
              The loads were measured at once, one column after the other: the runs shared this machine and were not\n\
-             pinned to cores. `host evaluate` measures one run at a time, pinned.\n\n\
+             pinned to cores; what the machine was too slow for was measured once more, alone.\n\
+             `host evaluate` measures one run at a time, pinned.\n\n\
              | load | default | untrained actor | tuned by edge |\n|---|---|---|---|\n",
             self.broker_version, self.seed, self.train_s, self.parallel, self.train_steps
         );

@@ -17,10 +17,10 @@ pub struct Summary {
     pub repeats: usize,
     /// Measurements in which the machine was too slow.
     pub void: usize,
-    /// Mean of the scores.
-    pub score_mean: f64,
+    /// Mean of the scores; `None` where no measurement counts.
+    pub score_mean: Option<f64>,
     /// Their standard deviation (n - 1); 0 for a single one.
-    pub score_sd: f64,
+    pub score_sd: Option<f64>,
     /// Of the measurements that count, those without the CPU quota that the load asks for: they
     /// say nothing about a small gateway.
     pub uncapped: usize,
@@ -64,8 +64,8 @@ fn summary(scenario: &str, arm: &str, group: &[&Record]) -> Summary {
         arm: arm.to_owned(),
         repeats: scores.len(),
         void: group.len() - scores.len(),
-        score_mean,
-        score_sd,
+        score_mean: (!scores.is_empty()).then_some(score_mean),
+        score_sd: (!scores.is_empty()).then_some(score_sd),
         uncapped: counted.iter().filter(|record| record.outcome.is_uncapped).count(),
         seconds: loads().map(|load| load.seconds).sum(),
         seconds_void: loads().map(|load| load.seconds_void).sum(),
@@ -126,11 +126,10 @@ pub fn text(summaries: &[Summary]) -> String {
 const COLUMN: usize = 20;
 
 fn cell(summary: &Summary) -> String {
-    if summary.repeats == 0 {
+    let Some((mean, sd)) = summary.score_mean.zip(summary.score_sd) else {
         return format!("void ({})", summary.void);
-    }
-    let mut out =
-        format!("{:.3} +- {:.3} ({}", summary.score_mean, summary.score_sd, summary.repeats);
+    };
+    let mut out = format!("{mean:.3} +- {sd:.3} ({}", summary.repeats);
     if summary.void > 0 {
         let _ = write!(out, ", {} void", summary.void);
     }
@@ -174,8 +173,8 @@ mod tests {
             arm: arm.into(),
             repeats: 3,
             void: 0,
-            score_mean,
-            score_sd: 0.01,
+            score_mean: Some(score_mean),
+            score_sd: Some(0.01),
             uncapped: 0,
             seconds: 60,
             seconds_void: 0,
@@ -190,6 +189,22 @@ mod tests {
         assert!((mean - 0.4).abs() < 1e-12 && (sd - 0.2).abs() < 1e-12);
         assert_eq!(mean_and_sd(&[]), (0.0, 0.0));
         assert_eq!(mean_and_sd(&[0.5]).1.to_bits(), 0);
+    }
+
+    #[test]
+    fn where_nothing_counts_there_is_no_mean() {
+        let void = Summary {
+            repeats: 0,
+            void: 2,
+            score_mean: None,
+            score_sd: None,
+            ..summary("a", "m", 0.0)
+        };
+        assert!(text(std::slice::from_ref(&void)).contains("void (2)"));
+        assert!(
+            serde_json::to_string(&void).is_ok_and(|text| text.contains("\"score_mean\":null"))
+        );
+        assert_eq!(super::summary("a", "m", &[]).score_mean, None);
     }
 
     #[test]
