@@ -71,7 +71,7 @@ fn to_bytes(agent: &Agent, quantised: &QuantisedActor, about: &About) -> Result<
 
 /// States of the replay buffer; for an agent that has seen nothing, random ones.
 fn calibration_states(agent: &Agent) -> Vec<Vec<f32>> {
-    let seen = agent.replay_states(CALIBRATION_STATES);
+    let seen = agent.states_seen(CALIBRATION_STATES);
     if seen.is_empty() { random_states(agent, &[]) } else { seen }
 }
 

@@ -17,6 +17,7 @@ pub mod reward;
 pub mod scenario;
 pub mod search;
 pub mod sites;
+pub mod sweep;
 pub mod train;
 pub mod trial;
 pub mod twin;

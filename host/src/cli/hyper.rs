@@ -14,6 +14,8 @@ pub(crate) enum Preset {
     Seed,
     /// For a few hundred steps on real brokers.
     Demo,
+    /// For lessons and many steps in the twin.
+    Twin,
 }
 
 impl Preset {
@@ -24,6 +26,7 @@ impl Preset {
             Preset::Default => Hyper::default(),
             Preset::Seed => Hyper::seed(),
             Preset::Demo => Hyper::demo(),
+            Preset::Twin => Hyper::twin(),
         }
     }
 }
@@ -102,6 +105,14 @@ hyper_args! {
     preactivation_penalty: f64,
     /// Charge for moving an action away from the one in force.
     inertia: f64,
+    /// Pull of the actor towards the best of some candidate actions.
+    guide: f64,
+    /// Candidates beside the policy's action and the one in force.
+    guide_candidates: usize,
+    /// What another candidate must be worth beyond the action in force.
+    guide_stay: f64,
+    /// Share of a batch that comes from lessons.
+    lessons_share: f64,
     /// Half width of the initial weights of the last layers.
     final_init: f64,
     /// Normalise the state by its running mean and standard deviation.

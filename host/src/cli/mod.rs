@@ -6,6 +6,7 @@ mod export;
 mod hyper;
 mod options;
 mod search;
+mod sweep;
 mod train;
 
 use anyhow::Result;

@@ -3,6 +3,7 @@
 use super::export::schema_of;
 use super::hyper::{HyperArgs, Preset};
 use super::options::{self, BrokerOptions};
+use super::sweep::{self, SweepArgs};
 use super::{Answer, print};
 use crate::ddpg::{Agent, Hyper};
 use crate::env::Environment;
@@ -11,6 +12,7 @@ use crate::env::twin::{Source, TwinEnv, TwinEnvConfig};
 use crate::export::{About, export, model_bytes};
 use crate::reward::{DeadlinePrices, RewardKind, SeedWeights};
 use crate::scenario::Scenario;
+use crate::sweep::Swept;
 use crate::train::{TrainConfig, Trained, Validation, train};
 use crate::trial::Profile;
 use crate::twin::{Calibration, Play};
@@ -103,6 +105,8 @@ impl Judge {
 
 /// Where the sites begin that policies are chosen by.
 const VALIDATION_SITES: u64 = 1 << 31;
+/// Where a seed's sites begin that fixed settings are tried on.
+const SWEPT_SITES: u64 = 1 << 30;
 /// Loads of a run on real brokers that is given none: those of `host demo`.
 const BROKER_SCENARIOS: [&str; 2] = ["wan-uplink", "alarm-burst"];
 /// Seconds after which a run on real brokers ends that is not told when.
@@ -163,7 +167,8 @@ pub(crate) struct TrainArgs {
     /// Go on from the newest checkpoint in --out, with its hyperparameters, schema and seed.
     #[arg(long)]
     resume: bool,
-    /// Starting point of the hyperparameters; default: default.
+    /// Starting point of the hyperparameters. Default: default on real brokers, twin in the twin,
+    /// with --from those of that run.
     #[arg(long, value_enum)]
     preset: Option<Preset>,
     /// The state vector; default: edge.
@@ -191,6 +196,12 @@ pub(crate) struct TrainArgs {
     /// The summary as JSON.
     #[arg(long)]
     json: bool,
+    /// Begin with the agent of another run's checkpoint (best.safetensors, for one) in place of
+    /// random networks: to finish on real brokers what was learnt in the twin.
+    #[arg(long, value_name = "FILE", conflicts_with = "resume")]
+    from: Option<PathBuf>,
+    #[command(flatten)]
+    sweep: SweepArgs,
     #[command(flatten)]
     broker: BrokerOptions,
     #[command(flatten)]
@@ -221,7 +232,7 @@ impl TrainArgs {
             crate::progress::hide();
         }
         let reward = self.reward()?;
-        let (agent, schema) = self.agent()?;
+        let (mut agent, schema) = self.agent()?;
         // A resumed run has those of its checkpoint, whatever the defaults are now.
         let hyper = agent.hyper().clone();
         let envs = match self.env {
@@ -257,8 +268,50 @@ impl TrainArgs {
         let score = |agent: &Agent| judge.score(agent);
         let validation = (self.env == EnvKind::Twin && self.validate_sites > 0)
             .then_some(Validation { every_steps: self.validate_steps, score: &score });
+        if self.env == EnvKind::Twin && !self.resume && self.from.is_none() {
+            self.sweep(&mut agent, schema, reward, &judge)?;
+        }
         let trained = train(envs.list, &config, agent, validation)?;
         self.report(&trained, about)
+    }
+
+    /// Where the twin's loads come from: sites of the agent's seed, from that number of them on.
+    fn source(&self, seed: u64, first: u64) -> Result<Source> {
+        let scenarios = options::scenarios(&self.scenarios)?;
+        Ok(match scenarios.is_empty() {
+            true => Source::Sites(seed.wrapping_mul(SITES_PER_SEED).wrapping_add(first)),
+            false => Source::Scenarios(scenarios),
+        })
+    }
+
+    /// Tries fixed settings, and fits the agent to what they were worth.
+    fn sweep(
+        &self,
+        agent: &mut Agent,
+        schema: Schema,
+        reward: RewardKind,
+        judge: &Judge,
+    ) -> Result<()> {
+        let config = self.sweep.config(sweep::Parts {
+            source: self.source(agent.seed(), SWEPT_SITES)?,
+            calibrations: options::calibrations(&self.calibration)?,
+            capacity_msgs_per_s: judge.capacity_msgs_per_s,
+            schema,
+            reward,
+            seed: agent.seed(),
+        });
+        let after_round = &mut |round: u32, swept: &Swept, agent: &Agent| {
+            tracing::info!(
+                round = round + 1,
+                trials = swept.trials,
+                default = format!("{:.3}", swept.default_mean),
+                best_of_site = format!("{:.3}", swept.best_mean),
+                validation = format!("{:.3}", judge.score(agent)?),
+                "swept"
+            );
+            Ok(())
+        };
+        crate::sweep::sweep(agent, &config, crate::broker::interrupted, after_round)
     }
 
     /// Who judges policies in the twin.
@@ -322,19 +375,15 @@ impl TrainArgs {
     fn twins(&self, agent: &Agent, schema: Schema, reward: RewardKind) -> Result<Envs> {
         let calibrations = options::calibrations(&self.calibration)?;
         let scenarios = options::scenarios(&self.scenarios)?;
-        let first = agent.seed().wrapping_mul(SITES_PER_SEED);
-        let loads = match self.scenarios.is_empty() {
-            true => format!("sites from {first}"),
-            false => self.scenarios.join(" "),
+        let source = self.source(agent.seed(), 0)?;
+        let loads = match &source {
+            Source::Sites(first) => format!("sites from {first}"),
+            Source::Scenarios(_) => self.scenarios.join(" "),
         };
         let capacity_msgs_per_s = options::twin_capacity(&calibrations[0], &scenarios)?;
         let env = |index: u64| {
-            let source = match scenarios.is_empty() {
-                true => Source::Sites(first),
-                false => Source::Scenarios(scenarios.clone()),
-            };
             let env = TwinEnv::new(TwinEnvConfig {
-                source,
+                source: source.clone(),
                 calibrations: calibrations.clone(),
                 step_s: agent.hyper().step_s,
                 schema,
@@ -379,11 +428,33 @@ impl TrainArgs {
         if self.resume {
             return self.resumed();
         }
-        let hyper = self.hyper.over(self.preset.unwrap_or_default().hyper());
-        let schema = Schema::from(self.schema.unwrap_or_default());
-        let seed = self.seed.unwrap_or(DEFAULT_SEED);
-        let agent = Agent::new(hyper, schema.len(), KNOB_COUNT, seed)?;
         crate::train::refuse_checkpoints(&self.out)?;
+        let seed = self.seed.unwrap_or(DEFAULT_SEED);
+        if let Some(path) = &self.from {
+            return self.continued(path, seed);
+        }
+        let default = match self.env {
+            EnvKind::Broker => Preset::Default,
+            EnvKind::Twin => Preset::Twin,
+        };
+        let hyper = self.hyper.over(self.preset.unwrap_or(default).hyper());
+        let schema = Schema::from(self.schema.unwrap_or_default());
+        Ok((Agent::new(hyper, schema.len(), KNOB_COUNT, seed)?, schema))
+    }
+
+    /// Another run's agent for this run's options.
+    fn continued(&self, path: &Path, seed: u64) -> Result<(Agent, Schema)> {
+        let agent = Agent::load(path)?;
+        let name = path.display();
+        let schema = schema_of(agent.state_dim())
+            .with_context(|| format!("{name} cannot be continued; begin without --from"))?;
+        if self.schema.is_some_and(|wanted| Schema::from(wanted) != schema) {
+            bail!("{name} is of schema {schema:?}; leave --schema out, or begin without --from");
+        }
+        let preset = self.preset.map_or_else(|| agent.hyper().clone(), Preset::hyper);
+        let agent = agent
+            .continued(self.hyper.over(preset), seed)
+            .with_context(|| format!("{name} does not fit --preset or --hidden"))?;
         Ok((agent, schema))
     }
 
@@ -477,6 +548,7 @@ mod tests {
 
     use super::*;
     use crate::cli::{Cli, Command};
+    use crate::ddpg::Keep;
     use clap::Parser as _;
 
     fn parse(args: &[&str]) -> Result<Box<TrainArgs>> {
@@ -533,7 +605,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let hyper = Hyper { gamma: 0.9, ..Hyper::seed() };
         let agent = Agent::new(hyper, Schema::Edge.len(), KNOB_COUNT, 7).unwrap();
-        agent.save(&dir.path().join("checkpoint-00000000.safetensors"), false).unwrap();
+        agent.save(&dir.path().join("checkpoint-00000000.safetensors"), Keep::Networks).unwrap();
         let out = dir.path().display().to_string();
         refusal(&[&["--out", &out], args].concat())
     }

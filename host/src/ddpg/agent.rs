@@ -1,12 +1,14 @@
 //! The agent: networks, replay, and the update.
 
 use super::adam::{Adam, narrow, polyak};
+use super::guide::Guide;
 use super::hyper::INERTIA_WIDTH;
+use super::lessons::{Lessons, Trial};
 use super::net::{Mlp, Tape, row_sum, tanh, tanh_into};
 use super::noise::Noise;
 use super::normaliser::{InputScale, Normaliser};
 use super::quantise::snap;
-use super::replay::{Pending, Replay, Transition, collect, cut};
+use super::replay::{Pending, Replay, Row, Transition, collect, cut};
 use super::{DdpgError, Hyper};
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg32;
@@ -57,6 +59,7 @@ pub struct Agent {
     pub(super) critics: Vec<Critic>,
     pub(super) normaliser: Normaliser,
     pub(super) replay: Replay,
+    pub(super) lessons: Lessons,
     pub(super) pending: Vec<Pending>,
     pub(super) noise: Noise,
     /// Draws batches.
@@ -129,6 +132,7 @@ impl Agent {
             critics,
             normaliser: Normaliser::new(state_dim, hyper.normalise, hyper.normalise_std_min),
             replay: Replay::new(state_dim, action_dim, hyper.replay_capacity),
+            lessons: Lessons::new(state_dim, action_dim),
             pending: Vec::new(),
             noise: Noise::default(),
             learn_rng,
@@ -186,14 +190,18 @@ impl Agent {
         self.updates
     }
 
-    /// Raw states in the replay buffer, the oldest first where it has not wrapped; at most `count`,
-    /// evenly spread. For [`Agent::quantise`].
+    /// Raw states that it learnt from, those of its lessons first; at most `count`, evenly spread.
+    /// For [`Agent::quantise`].
     #[must_use]
-    pub fn replay_states(&self, count: usize) -> Vec<Vec<f32>> {
-        let stored = self.replay.len();
+    pub fn states_seen(&self, count: usize) -> Vec<Vec<f32>> {
+        let taught = self.lessons.state_count();
+        let stored = taught + self.replay.len();
         let count = count.min(stored);
-        let index = |number| number * stored / count;
-        (0..count).map(|number| self.replay.row(index(number)).state.to_vec()).collect()
+        let state = |number: usize| match number.checked_sub(taught) {
+            None => self.lessons.state(number),
+            Some(row) => self.replay.row(row).state,
+        };
+        (0..count).map(|number| state(number * stored / count).to_vec()).collect()
     }
 
     /// Reward of each transition in the replay buffer, and whether nothing after it counts.
@@ -271,6 +279,42 @@ impl Agent {
         Ok(())
     }
 
+    /// Takes in what fixed actions were worth on one site: into the statistics of the features and
+    /// among the lessons.
+    ///
+    /// # Errors
+    /// [`DdpgError::Length`] or [`DdpgError::NotFinite`]; nothing has changed then.
+    pub fn teach(&mut self, trials: &[Trial]) -> Result<(), DdpgError> {
+        self.lessons.add(trials)?;
+        for state in trials.iter().flat_map(|trial| &trial.states) {
+            self.normaliser.observe(state);
+        }
+        Ok(())
+    }
+
+    /// The same policy and critics for a run with other hyperparameters; its transitions are gone,
+    /// its lessons stay.
+    ///
+    /// # Errors
+    /// [`DdpgError::Hyper`]; or [`DdpgError::Length`] where the networks would change.
+    pub fn continued(self, hyper: Hyper, seed: u64) -> Result<Self, DdpgError> {
+        let mut agent = Agent::new(hyper, self.state_dim, self.action_dim, seed)?;
+        for (what, found, expected) in [
+            ("neurons of the first hidden layer", agent.hyper.hidden[0], self.hyper.hidden[0]),
+            ("neurons of the second hidden layer", agent.hyper.hidden[1], self.hyper.hidden[1]),
+            ("critics", agent.critics.len(), self.critics.len()),
+        ] {
+            DdpgError::check_length(what, found, expected)?;
+        }
+        for (new, old) in agent.critics.iter_mut().zip(self.critics) {
+            (new.net, new.target) = (old.net, old.target);
+        }
+        (agent.actor, agent.actor_target) = (self.actor, self.actor_target);
+        agent.snapped = self.snapped;
+        (agent.normaliser, agent.lessons) = (self.normaliser, self.lessons);
+        Ok(agent)
+    }
+
     /// Ends the returns that environment `lane` still collects, as a truncation in `state` would:
     /// what follows there is not part of them.
     ///
@@ -290,14 +334,16 @@ impl Agent {
         self.noise = Noise::default();
     }
 
-    /// One gradient step on a random batch; `None` until the warm-up is over.
+    /// One gradient step on a random batch; `None` until the warm-up is over, but for what there is
+    /// of lessons.
     ///
     /// In the order of the paper's algorithm: targets, critics, actor, soft update.
     pub fn update(&mut self) -> Option<Losses> {
-        if self.observed < self.hyper.warm_up_steps.max(1) || self.replay.len() == 0 {
+        let is_warm = self.observed >= self.hyper.warm_up_steps.max(1) && self.replay.len() > 0;
+        if !is_warm && self.lessons.is_empty() {
             return None;
         }
-        self.draw_batch();
+        self.draw_batch(is_warm);
         self.compute_targets();
         let (critic, q_mean) = self.update_critics();
         self.updates += 1;
@@ -310,12 +356,30 @@ impl Agent {
         Some(Losses { critic, q_mean, actor })
     }
 
-    /// Fills the work buffers with random rows, transposed and normalised.
-    fn draw_batch(&mut self) {
+    /// Fills the work buffers with random rows and lessons, transposed and normalised.
+    fn draw_batch(&mut self, is_warm: bool) {
         let batch = self.hyper.batch;
+        let lessons_share = match (self.lessons.is_empty(), is_warm) {
+            (true, _) => 0.0,
+            (false, true) => self.hyper.lessons_share,
+            (false, false) => 1.0,
+        };
         let work = &mut self.work;
         for index in 0..batch {
-            let row = self.replay.sample(&mut self.learn_rng);
+            let is_lesson = lessons_share > 0.0
+                && (lessons_share >= 1.0 || self.learn_rng.random_bool(lessons_share));
+            let row = if is_lesson {
+                let lesson = self.lessons.draw(&mut self.learn_rng);
+                Row {
+                    state: lesson.state,
+                    action: lesson.action,
+                    reward: lesson.value,
+                    next_state: lesson.state,
+                    discount: 0.0,
+                }
+            } else {
+                self.replay.sample(&mut self.learn_rng)
+            };
             scatter(row.state, work.actor.input(), index, batch);
             scatter(row.next_state, work.target_actor.input(), index, batch);
             scatter(row.action, &mut work.actions, index, batch);
@@ -393,6 +457,35 @@ impl Agent {
         losses
     }
 
+    /// For each state of the batch, and the policy's actions in the critic's input, where the actor
+    /// is pulled to.
+    fn guides(&mut self) -> Vec<f32> {
+        let (batch, states) = (self.hyper.batch, self.state_dim * self.hyper.batch);
+        let own = &self.work.critic.values(0)[states..];
+        if self.hyper.guide == 0.0 {
+            return own.to_vec();
+        }
+        let guide = Guide {
+            critics: &self.critics,
+            hyper: &self.hyper,
+            state_dim: self.state_dim,
+            action_dim: self.action_dim,
+        };
+        let has_in_force = self.state_dim >= self.action_dim;
+        let others = |rng: &mut Pcg32, candidates: &mut [f32]| {
+            for index in 0..batch {
+                let action = match self.lessons.is_empty() {
+                    true => self.replay.sample(rng).action,
+                    false => self.lessons.draw_action(rng),
+                };
+                scatter(action, candidates, index, batch);
+            }
+        };
+        let in_force = has_in_force.then_some(self.work.in_force.as_slice());
+        let states = &self.work.critic.values(0)[..states];
+        guide.best(states, own, in_force, others, &mut self.learn_rng)
+    }
+
     /// Gradient of the actor's loss on the batch, left in `work.grads`.
     fn actor_gradient(&mut self) -> ActorLosses {
         let batch = self.hyper.batch;
@@ -409,6 +502,8 @@ impl Agent {
         work.critic.output_grad().fill(-share);
         let rows = self.state_dim..self.state_dim + self.action_dim;
         critic.backward(&mut work.critic, None, rows);
+        let guides = self.guides();
+        let work = &mut self.work;
 
         let limit = narrow(self.hyper.preactivation_limit);
         let price = narrow(self.hyper.preactivation_penalty);
@@ -417,15 +512,18 @@ impl Agent {
         let actions = &work.critic.values(0)[states..];
         let has_in_force = self.state_dim >= self.action_dim;
         let inertia = if has_in_force { narrow(self.hyper.inertia) } else { 0.0 };
+        let guide = narrow(self.hyper.guide);
         let (mut charge, mut saturated) = (0.0, 0usize);
-        let terms = values.iter().zip(actions).zip(by_action).zip(&work.in_force);
-        for (grad, (((value, action), by_action), in_force)) in
+        let terms = values.iter().zip(actions).zip(by_action).zip(&work.in_force).zip(&guides);
+        for (grad, ((((value, action), by_action), in_force), goal)) in
             work.actor.output_grad().iter_mut().zip(terms)
         {
             let excess = value.abs() - limit;
             let (moved, pull) = huber(action - in_force);
-            *grad = (by_action + inertia * pull * share) * (1.0 - action * action);
-            charge += inertia * moved * share;
+            let distance = action - goal;
+            let by_action = by_action + (inertia * pull + guide * 2.0 * distance) * share;
+            *grad = by_action * (1.0 - action * action);
+            charge += (inertia * moved + guide * distance * distance) * share;
             if excess > 0.0 {
                 *grad += 2.0 * price * excess * value.signum() * share;
                 charge += price * excess * excess * share;

@@ -6,6 +6,7 @@
 //! the old one or the new one.
 
 use super::agent::Critic;
+use super::lessons::Lessons;
 use super::net::Mlp;
 use super::noise::Noise;
 use super::normaliser::Normaliser;
@@ -27,8 +28,24 @@ const META_KEY: &str = "brokertuner";
 const CHECKPOINT_VERSION: u32 = 1;
 /// Name of the checksum's tensor.
 const CRC_NAME: &str = "crc32";
+/// Names of the lessons' tensors.
+const LESSONS: [&str; 4] =
+    ["lessons.states", "lessons.trials", "lessons.state_ends", "lessons.trial_ends"];
 /// Scalars of a pending transition: lane, steps, reward, discount.
 const PENDING_SCALARS: usize = 4;
+
+/// How much of an agent a file keeps beside its networks, optimisers and statistics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// Nothing.
+    Networks,
+    /// Its lessons: what another run can go on from.
+    Lessons,
+    /// The replay buffer too (4 bytes for each of `2 state_dim + action_dim + 2` numbers a
+    /// transition): a run that is loaded again continues bit by bit as if it had not been
+    /// interrupted.
+    Everything,
+}
 
 /// Whatever is not a tensor.
 #[derive(Serialize, Deserialize)]
@@ -58,18 +75,16 @@ type Tensors = BTreeMap<String, Vec<u8>>;
 impl Agent {
     /// Writes a checkpoint, over an older one at the same path only when it is complete.
     ///
-    /// `with_replay` stores the replay buffer too (4 bytes for each of
-    /// `2 state_dim + action_dim + 2` numbers a transition): a run that is loaded again then
-    /// continues bit by bit as if it had not been interrupted. Without it, the buffer begins empty.
+    /// What is not kept begins empty when the file is loaded.
     ///
     /// # Errors
     /// [`DdpgError::Io`] or [`DdpgError::Checkpoint`].
-    pub fn save(&self, path: &Path, with_replay: bool) -> Result<(), DdpgError> {
+    pub fn save(&self, path: &Path, keep: Keep) -> Result<(), DdpgError> {
         let refused = |reason: String| DdpgError::Checkpoint { path: path.to_path_buf(), reason };
-        let meta = serde_json::to_string(&self.meta(with_replay))
-            .map_err(|error| refused(error.to_string()))?;
-        let bytes = assemble(meta, self.tensors(with_replay))
-            .map_err(|error| refused(error.to_string()))?;
+        let meta =
+            serde_json::to_string(&self.meta(keep)).map_err(|error| refused(error.to_string()))?;
+        let bytes =
+            assemble(meta, self.tensors(keep)).map_err(|error| refused(error.to_string()))?;
         write_aside(path, &bytes)
             .map_err(|source| DdpgError::Io { path: path.to_path_buf(), source })
     }
@@ -136,6 +151,9 @@ impl Agent {
             let pending = take(&mut tensors, "pending", None)?;
             agent.pending = unpack(&pending, agent.state_dim, agent.action_dim)?;
         }
+        if tensors.contains_key(LESSONS[0]) {
+            agent.lessons = lessons_of_tensors(&mut tensors, agent.state_dim, agent.action_dim)?;
+        }
         if let Some(name) = tensors.keys().next() {
             return Err(format!("it has the unknown tensor `{name}`"));
         }
@@ -149,7 +167,8 @@ impl Agent {
         Ok(agent)
     }
 
-    fn meta(&self, with_replay: bool) -> Meta {
+    fn meta(&self, keep: Keep) -> Meta {
+        let with_replay = keep == Keep::Everything;
         Meta {
             version: CHECKPOINT_VERSION,
             hyper: self.hyper.clone(),
@@ -169,12 +188,15 @@ impl Agent {
         }
     }
 
-    fn tensors(&self, with_replay: bool) -> Tensors {
+    fn tensors(&self, keep: Keep) -> Tensors {
         // The same list serves reading and writing; a copy is cheap beside the file.
         let mut copy = self.clone();
         let mut tensors: Tensors =
             copy.parameters().map(|(name, values)| (name, bytes_of(values))).collect();
-        if with_replay {
+        if keep != Keep::Networks && !self.lessons.is_empty() {
+            tensors.extend(lessons_to_tensors(&self.lessons));
+        }
+        if keep == Keep::Everything {
             tensors.insert("replay".to_owned(), bytes_of(&self.replay.rows));
             let pending: Vec<f32> = self.pending.iter().flat_map(pack).collect();
             tensors.insert("pending".to_owned(), bytes_of(&pending));
@@ -247,6 +269,40 @@ fn take(tensors: &mut Tensors, name: &str, expected: Option<usize>) -> Result<Ve
     Ok(floats.iter().map(|&float| f32::from_le_bytes(float)).collect())
 }
 
+fn lessons_to_tensors(lessons: &Lessons) -> impl Iterator<Item = (String, Vec<u8>)> {
+    let bits = |numbers: &[usize]| {
+        let number = |&number| u32::try_from(number).unwrap_or(u32::MAX).to_le_bytes();
+        numbers.iter().flat_map(number).collect()
+    };
+    let parts = [
+        bytes_of(&lessons.states),
+        bytes_of(&lessons.trials),
+        bits(&lessons.state_ends),
+        bits(&lessons.trial_ends),
+    ];
+    LESSONS.map(str::to_owned).into_iter().zip(parts)
+}
+
+fn lessons_of_tensors(
+    tensors: &mut Tensors,
+    state_dim: usize,
+    action_dim: usize,
+) -> Result<Lessons, String> {
+    let [states, trials, state_ends, trial_ends] = LESSONS;
+    let mut ends = |name| {
+        let floats = take(tensors, name, None)?;
+        Ok::<_, String>(floats.iter().map(|float| float.to_bits() as usize).collect())
+    };
+    let (state_ends, trial_ends) = (ends(state_ends)?, ends(trial_ends)?);
+    let states = take(tensors, states, None)?;
+    let trials = take(tensors, trials, None)?;
+    let lessons = Lessons { state_dim, action_dim, states, trials, state_ends, trial_ends };
+    lessons
+        .is_sound()
+        .then_some(lessons)
+        .ok_or_else(|| "the lessons do not fit together".to_owned())
+}
+
 /// A pending transition as floats. Lane and steps keep their bits.
 fn pack(item: &Pending) -> impl Iterator<Item = f32> + '_ {
     let index = |number: usize| f32::from_bits(u32::try_from(number).unwrap_or(u32::MAX));
@@ -291,12 +347,15 @@ fn write_aside(path: &Path, bytes: &[u8]) -> io::Result<()> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
+    use crate::ddpg::Trial;
 
     /// What `change` makes of the parts of a sound checkpoint, with a checksum that fits.
     fn refusal(change: impl FnOnce(&mut String, &mut Tensors)) -> String {
-        let agent = Agent::new(Hyper::default(), 3, 2, 1).unwrap();
-        let mut meta = serde_json::to_string(&agent.meta(true)).unwrap();
-        let mut tensors = agent.tensors(true);
+        let mut agent = Agent::new(Hyper::default(), 3, 2, 1).unwrap();
+        let (states, action) = (vec![vec![0.5; 3]; 2], vec![1.0, -1.0]);
+        agent.teach(&[Trial { states, action, value: 2.0 }]).unwrap();
+        let mut meta = serde_json::to_string(&agent.meta(Keep::Everything)).unwrap();
+        let mut tensors = agent.tensors(Keep::Everything);
         change(&mut meta, &mut tensors);
         match Agent::from_checkpoint(&assemble(meta, tensors).unwrap()) {
             Ok(_) => "accepted".to_owned(),
@@ -320,5 +379,9 @@ mod tests {
         assert_eq!(ragged, "the replay buffer does not fit its capacity");
         let range = |meta: &mut String| *meta = meta.replace("\"tau\":0.005", "\"tau\":5.0");
         assert!(refusal(|meta, _| range(meta)).contains("tau"));
+        let lost = refusal(|_, tensors| drop(tensors.remove("lessons.trials")));
+        assert_eq!(lost, "the tensor `lessons.trials` is missing");
+        let torn = |tensors: &mut Tensors| tensors.insert("lessons.trials".to_owned(), vec![0; 4]);
+        assert_eq!(refusal(|_, tensors| drop(torn(tensors))), "the lessons do not fit together");
     }
 }

@@ -91,6 +91,17 @@ pub struct Hyper {
     /// does not matter stays as it is, so that nobody restarts a broker for it. Needs a state that
     /// ends with the action in force (schema `edge`); shorter states ignore it. 0 turns it off.
     pub inertia: f64,
+    /// Pull of each action, per squared distance, towards the one of some candidates that the
+    /// critics value most: the gradient alone only climbs the nearest hill. In units of the value;
+    /// 0 turns it off.
+    pub guide: f64,
+    /// Candidates beside the policy's own action and the one in force, drawn from what was tried.
+    /// 0 to 64.
+    pub guide_candidates: usize,
+    /// What another candidate must be worth beyond the action in force.
+    pub guide_stay: f64,
+    /// Share of a batch that comes from lessons where there are transitions too. 0 to 1.
+    pub lessons_share: f64,
     /// Half width of the uniform initial weights of the last layers. Larger ones make different
     /// seeds begin with different policies.
     pub final_init: f64,
@@ -127,6 +138,10 @@ impl Default for Hyper {
             preactivation_limit: 2.0,
             preactivation_penalty: 0.01,
             inertia: 0.0,
+            guide: 0.0,
+            guide_candidates: 12,
+            guide_stay: 0.0,
+            lessons_share: 0.5,
             final_init: 3e-3,
             normalise: true,
             normalise_std_min: 1e-2,
@@ -165,6 +180,35 @@ impl Hyper {
             inertia: 0.04,
             ..Self::default()
         }
+    }
+
+    /// For lessons from many sites of the twin, and then hundreds of thousands of its steps.
+    #[must_use]
+    pub fn twin() -> Self {
+        Hyper {
+            actor_lr: 3e-4,
+            critic_lr: 1e-3,
+            batch: 256,
+            gamma: 0.97,
+            tau: 0.01,
+            replay_capacity: 400_000,
+            hidden: [128, 128],
+            sigma_start: 0.1,
+            clipped_double_q: true,
+            policy_delay: 2,
+            critic_layer_norm: true,
+            critic_weight_decay: 1e-3,
+            preactivation_penalty: 0.05,
+            guide: 7.0,
+            guide_stay: 0.07,
+            ..Self::default()
+        }
+    }
+
+    /// What a reward of `rate` at every step is worth in the long run.
+    #[must_use]
+    pub fn value_of(&self, rate: f64) -> f64 {
+        rate / (1.0 - self.gamma_step())
     }
 
     /// Discount of one environment step.
@@ -211,6 +255,10 @@ impl Hyper {
             ("preactivation_limit", not_negative(self.preactivation_limit), "0 or more"),
             ("preactivation_penalty", not_negative(self.preactivation_penalty), "0 or more"),
             ("inertia", not_negative(self.inertia), "0 or more"),
+            ("guide", not_negative(self.guide), "0 or more"),
+            ("guide_candidates", self.guide_candidates <= 64, "0 to 64"),
+            ("guide_stay", not_negative(self.guide_stay), "0 or more"),
+            ("lessons_share", (0.0..=1.0).contains(&self.lessons_share), "0 to 1"),
             ("final_init", positive(self.final_init), "above 0"),
             ("normalise_std_min", positive(self.normalise_std_min), "above 0"),
         ];
@@ -252,7 +300,7 @@ mod tests {
 
     #[test]
     fn presets_are_valid_and_survive_json() {
-        for hyper in [Hyper::default(), Hyper::seed(), Hyper::demo()] {
+        for hyper in [Hyper::default(), Hyper::seed(), Hyper::demo(), Hyper::twin()] {
             hyper.validate().unwrap();
             let text = serde_json::to_string(&hyper).unwrap();
             assert_eq!(serde_json::from_str::<Hyper>(&text).unwrap(), hyper);

@@ -1,7 +1,7 @@
 //! That the agent learns: small problems with known answers, and the same bits for the same seed.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use super::{Agent, Hyper, NoiseKind, Transition};
+use super::{Agent, Hyper, Keep, NoiseKind, Transition, Trial};
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg32;
 
@@ -205,14 +205,68 @@ fn a_resumed_run_equals_an_uninterrupted_one() {
     let path = folder.path().join("agent.safetensors");
     let mut whole = Agent::new(everything(), 3, 2, 5).unwrap();
     advance(&mut whole, 0..61);
-    whole.save(&path, true).unwrap();
+    whole.save(&path, Keep::Everything).unwrap();
     let mut resumed = Agent::load(&path).unwrap();
     assert_eq!((resumed.observed(), resumed.updates()), (whole.observed(), whole.updates()));
     assert_eq!(advance(&mut resumed, 61..120), advance(&mut whole, 61..120));
     let copy = folder.path().join("copy.safetensors");
-    whole.save(&path, true).unwrap();
-    resumed.save(&copy, true).unwrap();
+    whole.save(&path, Keep::Everything).unwrap();
+    resumed.save(&copy, Keep::Everything).unwrap();
     assert!(std::fs::read(&path).unwrap() == std::fs::read(&copy).unwrap(), "checkpoints differ");
+}
+
+/// Two hills over the action; the policy begins on the lower one.
+fn two_hills(action: f32) -> f32 {
+    let hill = |at: f32, width: f32| (-((action - at) / width).powi(2)).exp();
+    0.5 * hill(0.1, 0.5) + hill(-0.8, 0.15)
+}
+
+/// The action of a policy that was taught the worth of 40 actions on each of 20 sites.
+fn taught(guide: f64, seed: u64) -> f32 {
+    let hyper = Hyper { guide, batch: 64, critic_lr: 3e-3, actor_lr: 1e-3, ..Hyper::twin() };
+    let mut agent = Agent::new(Hyper { hidden: [32, 32], ..hyper }, 3, 2, seed).unwrap();
+    let mut rng = Pcg32::seed_from_u64(seed);
+    for _ in 0..20 {
+        let trial = |_| {
+            let action: Vec<f32> = (0..2).map(|_| rng.random_range(-1.0..=1.0)).collect();
+            let value = 7.0 * two_hills(action[0]);
+            Trial { states: vec![random_state(&mut rng)], action, value }
+        };
+        agent.teach(&(0..40).map(trial).collect::<Vec<_>>()).unwrap();
+    }
+    for _ in 0..1500 {
+        agent.update().unwrap();
+    }
+    agent.act(&[0.1, -0.1, 0.2])[0]
+}
+
+#[test]
+fn lessons_teach_before_the_first_step_and_the_guide_finds_the_higher_hill() {
+    let reached = |guide| [1, 2, 3].map(|seed| two_hills(taught(guide, seed)));
+    let (alone, guided) = (reached(0.0), reached(7.0));
+    assert!(guided.iter().all(|height| *height > 0.9), "{guided:?}");
+    assert!(alone.iter().any(|height| *height < 0.6), "the problem is too easy: {alone:?}");
+}
+
+#[test]
+fn lessons_survive_a_checkpoint_and_another_run_goes_on_from_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("agent.safetensors");
+    let mut agent = Agent::new(everything(), 3, 2, 5).unwrap();
+    let (states, action) = (vec![vec![0.5, 0.1, -0.3]; 2], vec![1.0, -1.0]);
+    agent.teach(&[Trial { states, action, value: 2.0 }]).unwrap();
+    agent.update().unwrap();
+    agent.save(&path, Keep::Lessons).unwrap();
+    let mut loaded = Agent::load(&path).unwrap();
+    assert_eq!(agent.update(), loaded.update());
+    let hyper = Hyper { actor_lr: 1e-5, sigma_start: 0.01, ..everything() };
+    let state = [0.3, -0.2, 0.9];
+    let action = loaded.act(&state);
+    let mut continued = loaded.clone().continued(hyper, 9).unwrap();
+    assert_eq!((continued.act(&state), continued.seed(), continued.updates()), (action, 9, 0));
+    assert!(continued.update().is_some(), "its lessons are still there");
+    let wider = Hyper { hidden: [24, 25], ..everything() };
+    assert!(loaded.continued(wider, 9).unwrap_err().to_string().contains("second hidden layer"));
 }
 
 #[test]
@@ -221,10 +275,10 @@ fn without_the_replay_buffer_the_policy_is_kept() {
     let path = folder.path().join("agent.safetensors");
     let mut agent = Agent::new(everything(), 3, 2, 5).unwrap();
     advance(&mut agent, 0..50);
-    agent.save(&path, false).unwrap();
+    agent.save(&path, Keep::Networks).unwrap();
     let mut loaded = Agent::load(&path).unwrap();
     assert_eq!(loaded.act(&[0.3, -0.2, 0.9]), agent.act(&[0.3, -0.2, 0.9]));
-    assert!(loaded.replay_states(9).is_empty() && loaded.update().is_none());
+    assert!(loaded.states_seen(9).is_empty() && loaded.update().is_none());
 }
 
 #[test]
@@ -237,7 +291,7 @@ fn damaged_checkpoints_are_refused_with_the_reason() {
     };
     let mut agent = Agent::new(everything(), 3, 2, 5).unwrap();
     advance(&mut agent, 0..20);
-    agent.save(&path, true).unwrap();
+    agent.save(&path, Keep::Everything).unwrap();
     let good = std::fs::read(&path).unwrap();
     for length in (0..good.len()).step_by(211).chain([good.len() - 1]) {
         let message = refused(&good[..length]);
@@ -262,12 +316,12 @@ fn a_failed_save_leaves_the_old_checkpoint() {
     let folder = tempfile::tempdir().unwrap();
     let agent = Agent::new(everything(), 3, 2, 5).unwrap();
     let path = folder.path().join("agent.safetensors");
-    agent.save(&path, true).unwrap();
+    agent.save(&path, Keep::Everything).unwrap();
     // A folder in the way: the rename fails after the file was written.
     let occupied = folder.path().join("occupied");
     std::fs::create_dir_all(occupied.join("inside")).unwrap();
-    assert!(agent.save(&occupied, true).is_err());
-    assert!(agent.save(&folder.path().join("absent/agent"), true).is_err());
+    assert!(agent.save(&occupied, Keep::Everything).is_err());
+    assert!(agent.save(&folder.path().join("absent/agent"), Keep::Everything).is_err());
     let names = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
     assert_eq!(names.count(), 2, "no temporary file stays behind");
     Agent::load(&path).unwrap();

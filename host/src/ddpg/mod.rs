@@ -23,12 +23,17 @@
 //! * **Options, off by default:** the smaller of two critics' targets and a delay of the actor's
 //!   updates (Fujimoto et al. 2018, without smoothing the target's action), n-step returns without
 //!   correction for the older policy, layer normalisation in the critics.
+//! * **Lessons**, where there are any: the critics also learn what fixed actions were worth for good
+//!   on many sites, with the targets known instead of bootstrapped, and the actor is pulled towards
+//!   the best of some candidate actions.
 //! * Transitions are drawn with replacement. Time limits (`truncated`) do not end the return.
 
 mod adam;
 mod agent;
 mod checkpoint;
+mod guide;
 mod hyper;
+mod lessons;
 mod net;
 mod noise;
 mod normaliser;
@@ -43,7 +48,9 @@ mod quantise_tests;
 mod reference_tests;
 
 pub use agent::{ActorLosses, Agent, Losses};
+pub use checkpoint::Keep;
 pub use hyper::{GammaUnit, Hyper, NoiseKind};
+pub use lessons::Trial;
 pub use normaliser::InputScale;
 pub use quantise::{About, Deviation, QuantisedActor, deviation};
 pub use replay::Transition;

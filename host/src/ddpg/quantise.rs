@@ -111,7 +111,7 @@ pub struct Deviation {
 
 impl Agent {
     /// Quantises the policy. `states` are raw states that were really seen, as
-    /// [`Agent::replay_states`]; they and random ones find the range of the hidden activations.
+    /// [`Agent::states_seen`]; they and random ones find the range of the hidden activations.
     ///
     /// # Errors
     /// [`DdpgError::Length`] for a state of another length, [`DdpgError::NotFinite`] for a network

@@ -74,7 +74,7 @@ fn deviation_stays_within_two_steps() {
         for seed in 1..=4 {
             let mut agent = agent(37, final_init, seed);
             amplify(&mut agent, factors);
-            let quantised = agent.quantise(&agent.replay_states(400)).unwrap();
+            let quantised = agent.quantise(&agent.states_seen(400)).unwrap();
             let found = deviation(&agent, &quantised, &ten_thousand_states(37, seed)).unwrap();
             println!("{name} {seed}: {found:?}");
             assert!(found.max_steps <= 2.0, "{name}, seed {seed}: {found:?}");
@@ -108,7 +108,7 @@ fn a_trained_actor_deviates_by_two_steps_at_most() {
                 agent.update();
             }
         }
-        let quantised = agent.quantise(&agent.replay_states(400)).unwrap();
+        let quantised = agent.quantise(&agent.states_seen(400)).unwrap();
         let found = deviation(&agent, &quantised, &ten_thousand_states(8, seed)).unwrap();
         println!("trained {seed}: {found:?}");
         assert!(found.max_steps <= 2.0 && found.mean_steps <= 0.3, "{found:?}");
@@ -139,7 +139,7 @@ fn about(bounds: &[(u64, u64)]) -> About<'_> {
 
 fn exported() -> (Agent, QuantisedActor) {
     let agent = agent(Schema::Seed5.len(), 0.5, 6);
-    let quantised = agent.quantise(&agent.replay_states(100)).unwrap();
+    let quantised = agent.quantise(&agent.states_seen(100)).unwrap();
     (agent, quantised)
 }
 
@@ -158,7 +158,7 @@ fn exported_bytes_are_a_model_with_the_same_actions() {
         assert_eq!(actor.infer(&actor.quantise(&features)).to_vec(), expected);
     }
     for ((min, max), index) in model.observed_range().zip(0..) {
-        let seen = agent.replay_states(500).iter().map(|state| state[index]).collect::<Vec<_>>();
+        let seen = agent.states_seen(500).iter().map(|state| state[index]).collect::<Vec<_>>();
         assert_eq!(min, seen.iter().copied().fold(f32::INFINITY, f32::min));
         assert_eq!(max, seen.iter().copied().fold(f32::NEG_INFINITY, f32::max));
     }
@@ -200,7 +200,7 @@ fn degenerate_networks_are_exported_faithfully() {
         let mut agent = agent(37, 0.3, 5);
         change(&mut agent.actor);
         snap(&agent.actor, &mut agent.snapped);
-        let quantised = agent.quantise(&agent.replay_states(100)).unwrap();
+        let quantised = agent.quantise(&agent.states_seen(100)).unwrap();
         let found = deviation(&agent, &quantised, &ten_thousand_states(37, 5)).unwrap();
         assert!(found.max_steps <= 2.0, "case {number}: {found:?}");
     }

@@ -1,5 +1,6 @@
 //! The simulated world: a broker of the twin, changed through the gateway's own controller.
 
+use super::broker::site_values;
 use super::{Environment, StepOutcome};
 use crate::logs::ActionRow;
 use crate::reward::{RewardKind, StepView};
@@ -11,7 +12,7 @@ use brokertuner_core::controller::{Decision, Rules};
 use brokertuner_core::features::{self, Schema};
 use brokertuner_core::knobs::Apply;
 use brokertuner_core::sample::Metrics;
-use brokertuner_core::{Action, Duration, KNOB_COUNT, Settings};
+use brokertuner_core::{Action, Duration, Envelope, KNOB_COUNT, Settings};
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 use std::sync::Arc;
@@ -25,11 +26,6 @@ const DEFAULTS_SHARE: f64 = 0.5;
 /// Share of the episodes whose controller follows every wish at once, so that each action shows
 /// its effect in its own step; the others have the judging profile's.
 const IMPATIENT_SHARE: f64 = 0.6;
-
-/// No two gateways are alike: each episode's core takes so many times as long as the calibration's.
-const SLOWED: std::ops::Range<f64> = 0.5..3.0;
-/// Share of the episodes with a broker whose window does not hold, as that of Debian 12.
-const OLD_SHARE: f64 = 0.1;
 
 /// Where the loads of the episodes come from.
 #[derive(Clone, Debug)]
@@ -104,7 +100,7 @@ impl Source {
     ///
     /// # Errors
     /// Where there is none.
-    fn scenario(&self, episode: u64) -> anyhow::Result<Arc<Scenario>> {
+    pub(crate) fn scenario(&self, episode: u64) -> anyhow::Result<Arc<Scenario>> {
         match self {
             Source::Sites(first) => Ok(Arc::new(crate::sites::site(first.wrapping_add(episode))?)),
             Source::Scenarios(scenarios) if scenarios.is_empty() => {
@@ -141,33 +137,30 @@ impl Environment for TwinEnv {
         self.scenario = self.config.source.scenario(episode)?;
         let mut rng = Pcg64Mcg::seed_from_u64(self.config.seed ^ episode.wrapping_mul(0x9e37_79b9));
         let scenario = &self.scenario;
-        let broker = rng.random_range(0..self.config.calibrations.len());
-        let factor: f64 = rng.random_range(SLOWED.start.ln()..SLOWED.end.ln());
-        let calibration = Calibration {
-            window_holds: self.config.calibrations[broker].window_holds
-                && !rng.random_bool(OLD_SHARE),
-            ..self.config.calibrations[broker].slowed(factor.exp())
-        };
+        let calibration = Calibration::of_some_gateway(&self.config.calibrations, &mut rng);
         let rules = match rng.random_bool(IMPATIENT_SHARE) {
             true => impatient(),
             false => Rules { restarts_per_hour_max: 32, ..self.config.profile.rules(scenario) },
         };
-        let mut gateway = Gateway::new(scenario, Settings::UNWRITTEN, rules);
-        let mut world = World::new(Config {
+        let site = site_values(scenario);
+        let settings = match rng.random_bool(DEFAULTS_SHARE) {
+            true => Settings::UNWRITTEN,
+            false => {
+                let action: Action = std::array::from_fn(|_| rng.random_range(-127..=127));
+                Settings::decode(&action, &Envelope { site, ..Envelope::default() })
+            }
+        };
+        let gateway = Gateway::new(scenario, settings, rules);
+        let world = World::new(Config {
             scenario: Arc::clone(scenario),
             calibration,
-            site: gateway.envelope().site,
+            site,
+            settings,
             capacity_msgs_per_s: self.config.capacity_msgs_per_s,
             lead_in_s: 0,
             repeat: true,
             slice_us: SLICE_US,
         });
-        if !rng.random_bool(DEFAULTS_SHARE) {
-            let action: Action = std::array::from_fn(|_| rng.random_range(-127..=127));
-            let settings = Settings::decode(&action, gateway.envelope());
-            world.apply(&settings, Apply::Restart);
-            gateway = Gateway::new(scenario, settings, rules);
-        }
         let steps = rng.random_range(1..=FIRST_STEPS_MAX);
         self.world = Some((world, gateway));
         let state = self.pass(self.config.step_s * f64::from(steps))?;

@@ -4,7 +4,7 @@
 mod tests;
 mod worker;
 
-use crate::ddpg::{Agent, Hyper, Losses, Transition};
+use crate::ddpg::{Agent, Hyper, Keep, Losses, Transition};
 use crate::env::{Environment, StepOutcome};
 use crate::logs::{ActionRow, LOST, ProgressRow, TrainLogs, ValidationRow};
 use crate::progress::Progress;
@@ -244,6 +244,10 @@ fn train_until(
 
 impl Run<'_> {
     fn drive(&mut self, workers: &Workers) -> anyhow::Result<Ended> {
+        if self.steps == 0 && self.agent.updates() > 0 {
+            // It has learnt from lessons: perhaps nothing that follows is better.
+            self.validate(true)?;
+        }
         for env in 0..workers.len() {
             self.begin_episode(workers, env);
         }
@@ -476,7 +480,7 @@ impl Run<'_> {
         self.logs.validation(&ValidationRow { step, wall_s, score })?;
         tracing::info!(step, score = format!("{score:.4}"), "validated");
         if self.best.as_ref().is_none_or(|best| score > best.score) {
-            self.agent.save(&self.config.out.join(format!("best.{EXTENSION}")), false)?;
+            self.agent.save(&self.config.out.join(format!("best.{EXTENSION}")), Keep::Lessons)?;
             self.best = Some(Best { agent: self.agent.clone(), score, step });
         }
         Ok(())
@@ -485,7 +489,7 @@ impl Run<'_> {
     fn checkpoint(&self) -> anyhow::Result<PathBuf> {
         let path =
             self.config.out.join(format!("{CHECKPOINT}{:08}.{EXTENSION}", self.agent.observed()));
-        self.agent.save(&path, true)?;
+        self.agent.save(&path, Keep::Everything)?;
         Ok(path)
     }
 

@@ -181,7 +181,7 @@ fn another_runs_checkpoints_are_not_mixed_in() {
     let dir = tempfile::tempdir().unwrap();
     refuse_checkpoints(dir.path()).unwrap();
     refuse_checkpoints(&dir.path().join("missing")).unwrap();
-    agent().save(&dir.path().join("checkpoint-00000000.safetensors"), false).unwrap();
+    agent().save(&dir.path().join("checkpoint-00000000.safetensors"), Keep::Networks).unwrap();
     let error = refuse_checkpoints(dir.path()).unwrap_err().to_string();
     for word in ["checkpoint-00000000.safetensors", "--resume", "another --out"] {
         assert!(error.contains(word), "{error}");

@@ -67,6 +67,7 @@ impl Broker {
     pub(super) fn new(
         calibration: Calibration,
         site: SiteValues,
+        settings: &Settings,
         cpu_share: Option<f64>,
         sys_interval_s: u32,
         slice_us: u32,
@@ -75,8 +76,8 @@ impl Broker {
         let sys_period = Span::of_s(sys_interval_s + 1, slice_us);
         let mut broker = Broker {
             calibration,
-            settings: Settings::UNWRITTEN,
-            limits: limits(&Settings::UNWRITTEN, &site, &calibration),
+            settings: *settings,
+            limits: limits(settings, &site, &calibration),
             site,
             budget: Budget::new(slice_us, cpu_share),
             counters: Counters::default(),

@@ -1,11 +1,19 @@
 //! What the twin knows of the real broker, from measurement.
 
 use super::cpu::Costs;
+use rand::RngExt;
+use rand_pcg::Pcg64Mcg;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
 /// No time, size or share of a broker is larger: microseconds of an hour.
 const NUMBER_MAX: f64 = 3.6e9;
+/// What `host calibrate` wrote for Mosquitto 2.0.21.
+const SHIPPED: &str = include_str!("../../calibrations/mosquitto-2.0.21.toml");
+/// No two gateways are alike: a core takes so many times as long as the calibration's.
+const SLOWED: std::ops::Range<f64> = 0.5..3.0;
+/// Share of gateways with a broker whose window does not hold, as that of Debian 12.
+const OLD_SHARE: f64 = 0.1;
 /// Version of the file.
 const VERSION: u32 = 1;
 
@@ -78,6 +86,17 @@ impl Calibration {
         }
     }
 
+    /// One of these brokers as it may be found in the field: on a slower or faster core, and some
+    /// with a window that does not hold. There must be one.
+    pub(crate) fn of_some_gateway(calibrations: &[Calibration], rng: &mut Pcg64Mcg) -> Calibration {
+        let calibration = calibrations[rng.random_range(0..calibrations.len())];
+        let factor: f64 = rng.random_range(SLOWED.start.ln()..SLOWED.end.ln());
+        Calibration {
+            window_holds: calibration.window_holds && !rng.random_bool(OLD_SHARE),
+            ..calibration.slowed(factor.exp())
+        }
+    }
+
     /// Reads a file of `host calibrate`.
     ///
     /// # Errors
@@ -115,23 +134,10 @@ fn numbers(table: &toml::Table) -> Box<dyn Iterator<Item = (&str, f64)> + '_> {
 }
 
 impl Default for Calibration {
-    /// Mosquitto 2.0.21 on the machine that this was written on.
+    /// Mosquitto 2.0.21 on a core of an x86-64 server, as `host calibrate` measured it.
     fn default() -> Self {
-        Calibration {
-            version: VERSION,
-            window_holds: true,
-            restart_us: 40_000.0,
-            save_us_base: 1000.0,
-            save_us_per_mib: 4000.0,
-            probe_us: 300.0,
-            rss_bytes_base: 7 << 20,
-            heap_bytes_base: 830_000,
-            bytes_per_message: 300.0,
-            payload_factor: 1.0,
-            bytes_per_entry: 120.0,
-            bytes_per_client: 4000,
-            rss_kept_share: 0.9,
-            costs: Costs::default(),
-        }
+        // A test reads it; without it nothing could be simulated.
+        Calibration::parse(SHIPPED)
+            .unwrap_or_else(|reason| panic!("the shipped calibration: {reason}"))
     }
 }

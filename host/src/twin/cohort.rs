@@ -129,9 +129,9 @@ impl Publishers {
         self.unsent_count = 0;
     }
 
-    /// What one round of the broker's loop reads: a packet of each socket at the most.
-    pub(super) fn read(&mut self) -> Option<Batch> {
-        take_front(&mut self.inbox, &mut self.inbox_count, self.clients)
+    /// What the broker reads of it: so many packets at the most.
+    pub(super) fn read(&mut self, count: u32) -> Option<Batch> {
+        take_front(&mut self.inbox, &mut self.inbox_count, count)
     }
 }
 

@@ -124,6 +124,10 @@ impl Budget {
         self.left_us > 0.0
     }
 
+    pub(super) fn left_us(&self) -> f64 {
+        self.left_us
+    }
+
     pub(super) fn spend(&mut self, us: f64) {
         self.left_us -= us;
         self.used_us += us;

@@ -252,7 +252,7 @@ impl<'a> Judge<'a> {
     fn wake(&mut self, now: f64) {
         if !self.is_awake {
             self.is_awake = true;
-            self.push(now.max(self.free_at), Event::Broker);
+            self.push(now.max(self.free_at) + self.calibration.costs.wake_us, Event::Broker);
         }
     }
 
@@ -428,7 +428,8 @@ impl<'a> Judge<'a> {
     fn answer(&mut self, subscriber: usize, now: f64) {
         let one = &mut self.subscribers[subscriber];
         let before = one.inbox.len();
-        while one.answering.front().is_some_and(|(at, _)| *at <= now) {
+        // Events are in whole nanoseconds: what is due may seem to be due a little later.
+        while one.answering.front().is_some_and(|(at, _)| *at <= now + 0.01) {
             one.inbox.extend(one.answering.pop_front().map(|(_, answer)| answer));
         }
         if one.inbox.len() == before {

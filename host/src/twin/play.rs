@@ -8,7 +8,6 @@ use crate::scenario::Scenario;
 use crate::trial::Profile;
 use brokertuner_core::Settings;
 use brokertuner_core::controller::Rules;
-use brokertuner_core::knobs::Apply;
 use brokertuner_edge::policy::Policy;
 use std::sync::Arc;
 
@@ -50,10 +49,7 @@ impl Play {
     /// These settings from the start.
     #[must_use]
     pub fn fixed(&self, settings: &Settings) -> Played {
-        let mut world = self.world();
-        if *settings != Settings::UNWRITTEN {
-            world.apply(settings, Apply::Restart);
-        }
+        let mut world = self.world(settings);
         world.finish();
         self.played(&world, 0, vec![(-self.lead_in_s(), *settings)])
     }
@@ -65,18 +61,19 @@ impl Play {
 
     /// As [`Play::tuned`], by other rules.
     pub fn tuned_by(&self, policy: &mut dyn Policy, rules: Rules, interval_s: f64) -> Played {
-        let mut world = self.world();
+        let mut world = self.world(&Settings::UNWRITTEN);
         let gateway = Agent::new(policy, &self.scenario, rules, interval_s).run(&mut world);
         let lead_in_s = self.lead_in_s();
         let timeline = gateway.timeline().iter().map(|(at_s, set)| (at_s - lead_in_s, *set));
         self.played(&world, gateway.restarts(), timeline.collect())
     }
 
-    fn world(&self) -> World {
+    fn world(&self, settings: &Settings) -> World {
         World::new(Config {
             scenario: Arc::clone(&self.scenario),
             calibration: self.calibration,
             site: site_values(&self.scenario),
+            settings: *settings,
             capacity_msgs_per_s: self.capacity_msgs_per_s,
             lead_in_s: self.lead_in_s() as u32,
             repeat: false,
@@ -112,6 +109,7 @@ pub fn capacity_msgs_per_s(calibration: &Calibration) -> Option<f64> {
     let passes = |scenario: Scenario| {
         let mut world = World::new(Config {
             site: site_values(&scenario),
+            settings,
             scenario: Arc::new(scenario),
             calibration: *calibration,
             capacity_msgs_per_s: None,
@@ -119,7 +117,6 @@ pub fn capacity_msgs_per_s(calibration: &Calibration) -> Option<f64> {
             repeat: false,
             slice_us: SLICE_US,
         });
-        world.apply(&settings, Apply::Restart);
         world.finish();
         capacity::is_little_lost(&world.tally())
     };

@@ -24,6 +24,8 @@ pub struct Config {
     pub calibration: Calibration,
     /// What holds for options without a line.
     pub site: SiteValues,
+    /// What the broker starts with.
+    pub settings: Settings,
     /// Messages a second that the broker passes, for scenarios that ask for a multiple of it.
     pub capacity_msgs_per_s: Option<f64>,
     /// The part before the score, with the groups of the first phase.
@@ -47,6 +49,37 @@ struct Stage {
     expectations: Vec<Expectation>,
 }
 
+/// How far the broker's loop is in its round.
+#[derive(Clone, Copy, Debug)]
+struct Round {
+    /// Of the publish groups.
+    turn: usize,
+    /// Clients of that group that it has read.
+    read: u32,
+    /// Clients whose packets there is surely time for.
+    at_once: u32,
+    cost_us: f64,
+}
+
+impl Default for Round {
+    fn default() -> Round {
+        Round { turn: 0, read: 0, at_once: 1, cost_us: 0.0 }
+    }
+}
+
+impl Round {
+    fn next(&mut self) {
+        *self = Round { turn: self.turn + 1, cost_us: self.cost_us, ..Round::default() };
+    }
+
+    /// `count` packets took `cost_us`, and so much time is left in the slice.
+    fn spent(&mut self, cost_us: f64, count: u32, left_us: f64) {
+        self.cost_us += cost_us;
+        let each_us = cost_us / f64::from(count.max(1));
+        self.at_once = (left_us / each_us.max(f64::MIN_POSITIVE)).clamp(1.0, 1e9) as u32;
+    }
+}
+
 /// A broker, its clients and their load.
 #[derive(Debug)]
 pub struct World {
@@ -57,6 +90,7 @@ pub struct World {
     /// CPU time of the broker before that.
     lead_in_cpu_us: f64,
     connections: Vec<Subscribers>,
+    round: Round,
     /// Stages under way, the current one last.
     live: VecDeque<Stage>,
     done: Vec<Stage>,
@@ -65,13 +99,14 @@ pub struct World {
 }
 
 impl World {
-    /// A broker on its defaults, and clients that connect to it.
+    /// A broker, and clients that connect to it.
     #[must_use]
     pub fn new(config: Config) -> World {
         let scenario = &config.scenario;
         let broker = Broker::new(
             config.calibration,
             config.site,
+            &config.settings,
             scenario.broker.cpu_share,
             scenario.broker.sys_interval_s,
             config.slice_us,
@@ -83,6 +118,7 @@ impl World {
             lead_in_cpu_us: 0.0,
             now: Slice::START,
             connections: Vec::new(),
+            round: Round::default(),
             live: VecDeque::new(),
             done: Vec::new(),
             memory,
@@ -395,30 +431,36 @@ impl World {
             }
         }
         for connection in &mut self.connections {
+            // What Nagle held and this lets go, the client's processor sends (loopback).
             let work = connection.arrive(now);
-            // The other members' come while the broker is at the first one's.
-            self.broker.wake(work.arrivals);
-            if work.segments > 0 {
-                let cost = self.broker.account(&work, connection.members());
-                self.broker.budget.spend(cost);
-            }
+            // The others, and the other members', come while the broker is at the first one.
+            self.broker.wake(work.arrivals.min(1));
         }
     }
 
-    /// Rounds of the broker's loop, for as long as there is time and something to do.
+    /// Rounds of the broker's loop, for as long as there is time and something to do. A round that
+    /// is longer than the slice goes on in the next one, where it stopped.
     fn run_broker(&mut self) {
         self.broker.budget.refill();
         if !self.broker.is_up(self.now) {
             return;
         }
         while self.broker.budget.is_left() {
-            let cost = self.read_publishes() + self.read_acknowledgements();
+            let groups: usize = self.live.iter().map(|stage| stage.publishers.len()).sum();
+            while self.round.turn < groups && self.broker.budget.is_left() {
+                self.read_publishes();
+            }
+            if !self.broker.budget.is_left() {
+                return;
+            }
+            let answers_us = self.read_acknowledgements();
+            let cost = std::mem::take(&mut self.round).cost_us + answers_us;
             if cost == 0.0 {
                 break;
             }
-            let round_us = cost + self.broker.costs().round_us;
-            self.broker.budget.spend(round_us);
-            self.broker.budget.round_us = round_us;
+            let round_us = self.broker.costs().round_us;
+            self.broker.budget.spend(answers_us + round_us);
+            self.broker.budget.round_us = cost + round_us;
         }
         if self.broker.budget.is_left() {
             // Nothing waits: a probe is a round of its own.
@@ -426,37 +468,35 @@ impl World {
         }
     }
 
-    fn read_publishes(&mut self) -> f64 {
-        let (now, limits) = (self.now, self.broker.limits);
+    /// Reads of the publish group whose turn it is what there is time for, at most a packet of each
+    /// client.
+    fn read_publishes(&mut self) {
+        let (now, limits, turn) = (self.now, self.broker.limits, self.round.turn);
         let queues_qos0 = self.broker.queues_qos0();
-        let mut cost = 0.0;
-        for stage in &mut self.live {
-            for (p, publishers) in stage.publishers.iter_mut().enumerate() {
-                let Some(batch) = publishers.read() else { continue };
-                let counters = &mut self.broker.counters;
-                counters.packets_received += u64::from(batch.count);
-                counters.publish_received += u64::from(batch.count);
-                counters.publish_bytes_received += batch.total_bytes();
-                cost += self.broker.costs().of_publishes(batch.count, batch.bytes);
-                for (s, connection) in self.connections.iter_mut().enumerate() {
-                    let share = publishers.audience.get(s).copied().unwrap_or(0.0);
-                    if share > 0.0 {
-                        cost += route(
-                            &mut self.broker,
-                            connection,
-                            p,
-                            share,
-                            batch,
-                            now,
-                            &limits,
-                            queues_qos0,
-                        );
-                    }
-                }
-                publishers.send();
+        let mut groups = self.live.iter_mut().flat_map(|s| s.publishers.iter_mut().enumerate());
+        let Some((p, publishers)) = groups.nth(turn) else { return };
+        let batch = publishers.clients.checked_sub(self.round.read).filter(|left| *left > 0);
+        let Some(batch) = batch.and_then(|left| publishers.read(left.min(self.round.at_once)))
+        else {
+            self.round.next();
+            return;
+        };
+        self.round.read += batch.count;
+        let counters = &mut self.broker.counters;
+        counters.packets_received += u64::from(batch.count);
+        counters.publish_received += u64::from(batch.count);
+        counters.publish_bytes_received += batch.total_bytes();
+        let mut cost = self.broker.costs().of_publishes(batch.count, batch.bytes);
+        for (s, connection) in self.connections.iter_mut().enumerate() {
+            let share = publishers.audience.get(s).copied().unwrap_or(0.0);
+            if share > 0.0 {
+                cost +=
+                    route(&mut self.broker, connection, p, share, batch, now, &limits, queues_qos0);
             }
         }
-        cost
+        publishers.send();
+        self.broker.budget.spend(cost);
+        self.round.spent(cost, batch.count, self.broker.budget.left_us());
     }
 
     fn read_acknowledgements(&mut self) -> f64 {

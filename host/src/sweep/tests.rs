@@ -1,0 +1,85 @@
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+use super::*;
+use crate::ddpg::Hyper;
+use crate::reward::DeadlinePrices;
+
+fn config() -> SweepConfig {
+    SweepConfig {
+        source: Source::Sites(1 << 40),
+        calibrations: vec![Calibration::default()],
+        capacity_msgs_per_s: None,
+        schema: Schema::Edge,
+        reward: RewardKind::Deadline(DeadlinePrices::default()),
+        tuned: KnobSet::tuned_by_default(),
+        library_pool: 3,
+        library_sites: 2,
+        rounds: 1,
+        sites: 6,
+        tries: 4,
+        updates: 20,
+        seed: 1,
+    }
+}
+
+#[test]
+fn the_cover_takes_what_adds_most() {
+    // The second column is the best alone, the third adds nothing to it, the first does.
+    let table = vec![vec![0.9, 0.5, 0.4], vec![0.0, 0.8, 0.8], vec![0.0, 0.8, 0.7]];
+    assert_eq!(library::cover(&table, 2), [1, 0]);
+    assert_eq!(library::cover(&table, 9).len(), 3);
+    assert!(library::cover(&[], 3).is_empty());
+}
+
+#[test]
+fn a_site_begins_on_the_defaults_and_only_tuned_options_move() {
+    let config = config();
+    let library = [[1.0; KNOB_COUNT]];
+    let mut seen = 0;
+    for index in 0..6 {
+        let mut rng = config.rng(index);
+        let site = config.site(index, &mut rng).unwrap();
+        assert_eq!(site.scenario.phases.len(), 1);
+        let tried = try_site(&config, &site, &library, None, &mut rng);
+        for one in &tried {
+            seen += 1;
+            assert!(one.states.len() <= STATES_MAX && !one.states.is_empty());
+            assert!(one.reward <= 1.0 && one.output.iter().all(|value| value.abs() <= 1.0));
+            let moved = |knob: Knob| one.output[knob as usize] != 0.0;
+            assert!(Knob::ALL.into_iter().all(|knob| config.tuned.contains(knob) || !moved(knob)));
+        }
+    }
+    assert!(seen >= 6, "{seen} trials");
+}
+
+#[test]
+fn a_sweep_repeats_itself_and_teaches() {
+    let run = || {
+        let mut agent = Agent::new(
+            Hyper { hidden: [8, 8], batch: 16, ..Hyper::twin() },
+            Schema::Edge.len(),
+            KNOB_COUNT,
+            3,
+        )
+        .unwrap();
+        let mut told = Vec::new();
+        let after = &mut |round: u32, swept: &Swept, _: &Agent| {
+            told.push((round, *swept));
+            Ok(())
+        };
+        sweep(&mut agent, &SweepConfig { rounds: 2, ..config() }, || false, after).unwrap();
+        (told, agent.updates(), agent.act(&[0.5; Schema::Edge.len()]))
+    };
+    let (told, updates, action) = run();
+    assert_eq!((told.len(), updates), (2, 40));
+    assert!(told.iter().all(|(_, swept)| swept.best_mean >= swept.default_mean));
+    assert_eq!((told, updates, action), run());
+}
+
+#[test]
+fn an_interrupted_sweep_ends() {
+    let mut agent = Agent::new(Hyper::twin(), Schema::Edge.len(), KNOB_COUNT, 3).unwrap();
+    let after = &mut |_: u32, _: &Swept, _: &Agent| panic!("no round was finished");
+    sweep(&mut agent, &config(), || true, after).unwrap();
+    assert_eq!(agent.updates(), 0);
+}
