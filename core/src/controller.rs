@@ -651,17 +651,32 @@ impl Controller {
     /// The file with the reloadable options as wanted, where one of them matters.
     fn reload_part(&self, inputs: &Inputs) -> Option<Settings> {
         let moved = self.moved(&self.written, inputs, Apply::Reload);
-        let given_up = self.given_up(inputs);
-        if moved.is_empty() && given_up.is_empty() {
+        let (given_up, unstated) = (self.given_up(inputs), self.unstated());
+        if moved.is_empty() && given_up.is_empty() && unstated.is_empty() {
             return None;
         }
         let mut settings = self.written.with_those_of(&inputs.wanted, Apply::Reload);
+        for knob in unstated.iter() {
+            settings = settings.with_that_of(knob, &self.effective);
+        }
         for knob in given_up.iter() {
             // A value that the table cannot express is left to the main file's own line.
             let site = knob.spec().value(inputs.envelope.site.get(knob));
             settings = settings.with(knob, site.map_or(Setting::Unwritten, Setting::Value));
         }
         (settings != self.written).then_some(settings)
+    }
+
+    /// Restart-only options that are in force as they are wanted, though the file says otherwise: it
+    /// only has to say so, or the next restart would undo them. Persistence is left out, because a
+    /// reload would take it over.
+    fn unstated(&self) -> KnobSet {
+        self.dormant()
+            .iter()
+            .filter(|&knob| knob.spec().apply == Apply::Restart && knob != Knob::Persistence)
+            .filter(|&knob| self.trends[knob as usize].side == 0)
+            .filter(|&knob| self.effective.get(knob) != Setting::Unwritten)
+            .fold(KnobSet::EMPTY, KnobSet::with)
     }
 
     /// Reloadable options that we wrote and no longer want: a deleted line does not undo them all

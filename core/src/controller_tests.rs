@@ -550,3 +550,17 @@ fn a_verification_begins_anew_after_a_pause() {
     assert_eq!(controller.step(at(later + 5), &busy), Decision::Hold(HoldReason::Verifying));
     assert_eq!(controller.step(at(later + 30), &busy), Decision::Hold(HoldReason::Satisfied));
 }
+
+/// Someone took a line out of the file; the broker still runs as wanted, until its next restart.
+#[test]
+fn what_is_in_force_as_wanted_is_written_without_a_restart() {
+    let mut controller = controller();
+    controller.found(with(&[(Knob::TcpNodelay, 1)]), window(1000));
+    let decision = controller.step(at(0), &wants(window(1000)));
+    let settings = window(1000).with_that_of(Knob::TcpNodelay, &with(&[(Knob::TcpNodelay, 1)]));
+    assert_eq!(decision, Decision::Change { settings, apply: Apply::Reload });
+    controller.applied(at(0), &decision, Outcome::Done, healthy());
+    let held = controller.step(at(60), &wants(window(1000)));
+    assert_eq!(held, Decision::Hold(HoldReason::Satisfied));
+    assert!(controller.dormant().contains(Knob::TcpNodelay), "not wanted, and no harm");
+}

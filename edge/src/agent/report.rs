@@ -1,6 +1,7 @@
 //! What the agent tells: one documented, versioned object for `status.json`, `--json` and people.
 
 use std::fmt;
+use std::path::Path;
 
 use brokertuner_core::sample::Metrics;
 use brokertuner_core::{Knob, Settings};
@@ -8,6 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Agent, Tick, Verdict};
 use crate::apply::unix_s;
+use crate::orders;
+use crate::state::Standing;
 
 /// Version of [`Report`]'s shape.
 const REPORT_VERSION: u32 = 1;
@@ -31,6 +34,15 @@ pub struct Report {
     pub failures: u8,
     /// Restarts within the last hour.
     pub restarts_in_hour: usize,
+    /// Restarts within the last 24 hours.
+    #[serde(default)]
+    pub restarts_in_day: usize,
+    /// What the operator said last: `tuning`, `paused` or `off`.
+    #[serde(default)]
+    pub standing: Standing,
+    /// The kill-switch file, where it exists.
+    #[serde(default)]
+    pub kill_switch: Option<String>,
     /// Lines of other files about our options.
     pub elsewhere: Vec<String>,
     /// What was measured.
@@ -53,7 +65,8 @@ pub struct BrokerReport {
 /// A [`Verdict`] in words.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VerdictReport {
-    /// `blind`, `hands_off`, `hold`, `planned`, `changed`, `rolled_back` or `failed`.
+    /// `blind`, `hands_off`, `kill_switch`, `start_loop`, `paused`, `off`, `hold`, `planned`,
+    /// `changed`, `rolled_back` or `failed`.
     pub kind: String,
     /// The reason, or what a change answers.
     pub why: String,
@@ -101,10 +114,18 @@ impl Report {
             options: Knob::ALL.map(|knob| option(agent, tick.wanted.as_ref(), knob)).to_vec(),
             failures: controller.failures(),
             restarts_in_hour: controller.restarts_in_hour(tick.at),
+            restarts_in_day: controller.restarts_in_day(tick.at),
+            standing: agent.applier.state().standing,
+            kill_switch: kill_switch(&agent.site.kill_switch),
             elsewhere: agent.site.elsewhere.lines.iter().map(ToString::to_string).collect(),
             metrics: tick.metrics,
         }
     }
+}
+
+/// The kill-switch file as a report tells it.
+fn kill_switch(path: &Path) -> Option<String> {
+    orders::is_killed(path).then(|| path.display().to_string())
 }
 
 fn option(agent: &Agent, wanted: Option<&Settings>, knob: Knob) -> OptionReport {
@@ -127,6 +148,9 @@ impl VerdictReport {
         let (kind, plan, why) = match verdict {
             Verdict::Blind(why) => return plain("blind", why.clone()),
             Verdict::HandsOff(why) => return plain("hands_off", why.clone()),
+            Verdict::Restrained(restraint) => {
+                return plain(restraint.kind(), restraint.to_string());
+            }
             Verdict::Hold(reason) => return plain("hold", reason.to_string()),
             Verdict::Planned(plan) => ("planned", plan, plan.why.clone()),
             Verdict::Changed(plan, _) if plan.is_roll_back => {
@@ -148,6 +172,11 @@ impl fmt::Display for Report {
             Some(pid) => writeln!(f, ", process {pid}, {}", broker.link)?,
             None => writeln!(f, ", {}", broker.link)?,
         }
+        if let Some(path) = &self.kill_switch {
+            writeln!(f, "standing  {}, but {path} exists: nothing is changed", self.standing)?;
+        } else {
+            writeln!(f, "standing  {}", self.standing)?;
+        }
         writeln!(f, "decision  {}: {}", self.verdict.kind, self.verdict.why)?;
         for line in &self.verdict.diff {
             writeln!(f, "          {line}")?;
@@ -157,8 +186,8 @@ impl fmt::Display for Report {
         }
         writeln!(
             f,
-            "history   {} restarts in the last hour, {} failures in a row",
-            self.restarts_in_hour, self.failures
+            "history   {} restarts in the last hour, {} in 24 hours, {} failures in a row",
+            self.restarts_in_hour, self.restarts_in_day, self.failures
         )?;
         for line in &self.elsewhere {
             writeln!(f, "elsewhere {line}")?;

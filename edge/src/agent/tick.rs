@@ -1,16 +1,16 @@
 //! One decision, from the sample to the verified change.
 
-use std::fmt;
-
 use brokertuner_core::controller::{Decision, Health, HoldReason, Inputs, Outcome};
 use brokertuner_core::features::View;
-use brokertuner_core::knobs::{Apply, Scale};
+use brokertuner_core::knobs::Apply;
 use brokertuner_core::sample::{Metrics, Sample, Sys};
 use brokertuner_core::{Envelope, Instant, Knob, Setting, Settings};
 
 use super::Agent;
 use crate::apply::{Applied, ApplyError, unix_s};
 use crate::clock;
+use crate::orders::Restraint;
+use crate::plan::Plan;
 use crate::ready;
 use crate::sampler::Link;
 use crate::state::How;
@@ -27,44 +27,6 @@ pub enum Mode {
     Look,
 }
 
-/// A change: what, how and why.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Plan {
-    /// The drop-in before.
-    pub from: Settings,
-    /// The drop-in after.
-    pub to: Settings,
-    /// How it is made effective.
-    pub how: How,
-    /// Why.
-    pub why: String,
-    /// It undoes an earlier change.
-    pub is_roll_back: bool,
-}
-
-impl Plan {
-    /// One line per option that changes, as in `max_inflight_messages 20 -> 1000`.
-    #[must_use]
-    pub fn diff(&self) -> Vec<String> {
-        let shown = |knob: Knob, setting: Setting| match (setting.value(), knob.spec().scale) {
-            (None, _) => "(no line)".to_owned(),
-            (Some(value), Scale::Switch) => (value != 0).to_string(),
-            (Some(value), Scale::Log2) => value.to_string(),
-        };
-        let line = |knob: Knob| {
-            let (from, to) = (self.from.get(knob), self.to.get(knob));
-            format!("{knob} {} -> {}", shown(knob, from), shown(knob, to))
-        };
-        self.from.differing(&self.to).iter().map(line).collect()
-    }
-}
-
-impl fmt::Display for Plan {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} by {} ({})", self.diff().join(", "), self.how, self.why)
-    }
-}
-
 /// What a tick came to.
 #[derive(Debug)]
 pub enum Verdict {
@@ -72,6 +34,8 @@ pub enum Verdict {
     Blind(String),
     /// The drop-in is someone else's.
     HandsOff(String),
+    /// Something keeps the agent from changing anything.
+    Restrained(Restraint),
     /// No change, and why.
     Hold(HoldReason),
     /// This would be changed ([`Mode::Look`]).
@@ -108,6 +72,7 @@ impl Agent {
         }
         let sample = self.sampler.sample();
         self.metrics = self.meter.measure(&sample);
+        self.sample = Some(sample);
         self.notice_process(mode);
         let health = self.health();
         let tick = |agent: &Self, verdict| Tick {
@@ -126,6 +91,11 @@ impl Agent {
             // It may be readable again the next time.
             Err(error) => return tick(self, Verdict::Blind(error.to_string())),
         }
+        if mode == Mode::Act
+            && let Some(verdict) = self.restrained(&sample)
+        {
+            return tick(self, verdict);
+        }
         let missing = self.blindness();
         let was_watching = self.controller.is_watching();
         if let Some(missing) = &missing
@@ -133,8 +103,7 @@ impl Agent {
         {
             return tick(self, Verdict::Blind(missing.clone()));
         }
-        let envelope =
-            Envelope { heap_bytes_max: sample.sys.get(Sys::HeapBytesMax), ..self.site.envelope };
+        let envelope = self.envelope(&sample);
         // After a change, missing figures are judged as well: they may be its effect.
         let wanted = match missing {
             Some(_) => *self.controller.written(),
@@ -145,7 +114,7 @@ impl Agent {
             envelope,
             health,
             state_at_risk: self.is_state_at_risk(&sample, &wanted),
-            quiet_hours: self.site.quiet_hours.iter().any(|hours| hours.contains(unix_s())),
+            quiet_hours: self.site.quiet_hours.contains(unix_s()),
             gain: None,
         };
         let decision = self.controller.step(sample.at, &inputs);
@@ -158,6 +127,37 @@ impl Agent {
             Ok(plan) => self.carry_out(plan, &decision, health),
         };
         tick(self, verdict)
+    }
+
+    /// The bounds with what was measured.
+    pub(super) fn envelope(&self, sample: &Sample) -> Envelope {
+        Envelope { heap_bytes_max: sample.sys.get(Sys::HeapBytesMax), ..self.site.envelope }
+    }
+
+    /// Where nothing may be changed, the policy is asked all the same, for what it would do. Ends
+    /// what a crash cut short as soon as that is permitted.
+    fn restrained(&mut self, sample: &Sample) -> Option<Verdict> {
+        if let Some(restraint) = self.restraint() {
+            if self.blindness().is_none() {
+                self.ask_policy(&self.envelope(sample));
+            }
+            self.was_restrained = true;
+            return Some(Verdict::Restrained(restraint));
+        }
+        if !std::mem::take(&mut self.was_restrained) && !self.is_recovery_due {
+            return None;
+        }
+        if self.is_recovery_due
+            && let Err(error) = self.recover()
+        {
+            // Each try may cost the clients a restart: a person must look.
+            self.controller.pause();
+            tracing::error!(%error, "A change that was cut short could not be ended.");
+            return Some(Verdict::Blind(error.to_string()));
+        }
+        // What was seen before it may be days old.
+        self.recall();
+        None
     }
 
     /// Takes over what the agent that is at work has done since.
@@ -234,7 +234,7 @@ impl Agent {
         None
     }
 
-    fn ask_policy(&mut self, envelope: &Envelope) -> Settings {
+    pub(super) fn ask_policy(&mut self, envelope: &Envelope) -> Settings {
         let effective = *self.controller.effective();
         let view = View {
             metrics: &self.metrics,
@@ -242,7 +242,10 @@ impl Agent {
             site: &self.site.envelope.site,
             targets: &self.site.targets,
         };
-        let wanted = self.policy.want(&view, envelope);
+        let mut wanted = self.policy.want(&view, envelope);
+        if let Some(pinned) = &self.applier.state().pinned {
+            wanted = envelope.confine(wanted.with_stated(pinned));
+        }
         self.wanted = Some(wanted);
         wanted
     }
@@ -251,7 +254,7 @@ impl Agent {
     ///
     /// Persistence keeps them where it is on before and after, and where the database is known, so
     /// that the applier can see to a save.
-    fn is_state_at_risk(&self, sample: &Sample, wanted: &Settings) -> bool {
+    pub(super) fn is_state_at_risk(&self, sample: &Sample, wanted: &Settings) -> bool {
         let site = &self.site.envelope.site;
         let is_on = |settings: &Settings| settings.effective(Knob::Persistence, site) != 0;
         let is_kept = is_on(self.controller.effective()) && is_on(wanted);

@@ -5,6 +5,7 @@
 //! fails after the rename puts the previous drop-in back and asks the broker again. `recover` ends
 //! what a crash cut short.
 
+mod adopt;
 mod compare;
 mod database;
 mod error;
@@ -235,7 +236,11 @@ impl Applier {
     /// # Errors
     /// [`FileError`] where it can't be stored.
     pub fn mark_good(&mut self) -> Result<(), FileError> {
-        self.remember(|state| state.good = state.written)
+        self.remember(|state| {
+            if state.good != state.written {
+                (state.good_before, state.good) = (state.good, state.written);
+            }
+        })
     }
 
     /// Notes what the running broker shows: a restart by others makes effective what is written,
@@ -463,7 +468,8 @@ fn sha256(bytes: &[u8]) -> Digest {
 }
 
 /// Wall-clock seconds; 0 on a clock before 1970.
-pub(crate) fn unix_s() -> u64 {
+#[must_use]
+pub fn unix_s() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 

@@ -2,6 +2,7 @@
 
 mod config;
 mod decide;
+mod orders;
 mod run;
 mod status;
 
@@ -17,6 +18,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use brokertuner_edge::config::Config;
+use brokertuner_edge::orders::Order;
 use brokertuner_edge::policy::ModelPolicy;
 use brokertuner_edge::site::{Environment, Site};
 
@@ -59,6 +61,29 @@ enum Verb {
     ///
     /// Exit status 1 where no agent is running.
     Status,
+    /// Stops changing things until `edge resume`; the broker keeps its settings.
+    ///
+    /// This and the other orders are carried out by the running agent, else on the spot; they
+    /// outlast a restart of agent and machine. Exit status 1 where an order was not carried out.
+    Pause,
+    /// Tunes again: after `pause`, `rollback`, `off`, too many failures, or a change of the drop-in
+    /// by hand, whose values are taken over.
+    Resume,
+    /// Goes back to the settings that were good before the present ones, and pauses.
+    Rollback {
+        /// Also where the restart that it takes would lose sessions or messages.
+        #[arg(long)]
+        allow_state_loss: bool,
+    },
+    /// Stops changing things for good, until `edge resume`.
+    Off {
+        /// Also remove what was written, so that the site's own values hold again.
+        #[arg(long)]
+        restore: bool,
+        /// Restart for that also where it would lose sessions or messages.
+        #[arg(long, requires = "restore")]
+        allow_state_loss: bool,
+    },
     /// Checks a configuration file and reports every fault; touches nothing.
     CheckConfig {
         /// The file to check.
@@ -77,6 +102,16 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
         Verb::Once { dry_run } => decide::once(&load(&arguments.config)?, dry_run, json),
         Verb::Advise => decide::advise(&load(&arguments.config)?, json),
         Verb::Status => status::status(&load(&arguments.config)?, json),
+        Verb::Pause => orders::give(&load(&arguments.config)?, &Order::Pause, json),
+        Verb::Resume => orders::give(&load(&arguments.config)?, &Order::Resume, json),
+        Verb::Rollback { allow_state_loss } => {
+            let order = Order::Rollback { allow_state_loss };
+            orders::give(&load(&arguments.config)?, &order, json)
+        }
+        Verb::Off { restore, allow_state_loss } => {
+            let order = Order::Off { restore, allow_state_loss };
+            orders::give(&load(&arguments.config)?, &order, json)
+        }
         Verb::CheckConfig { file } => config::check(&file, json),
         Verb::DefaultConfig => {
             print(&Config::default_file())?;

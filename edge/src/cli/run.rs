@@ -4,8 +4,9 @@ use std::ops::ControlFlow;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use brokertuner_edge::agent::{Agent, Mode, Report, StatusFile, Tick, Verdict, drive};
+use brokertuner_edge::agent::{Agent, Call, Mode, Report, StatusFile, Tick, Verdict, drive};
 use brokertuner_edge::config::Config;
+use brokertuner_edge::service::Service;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{event_loop, prepare, print};
@@ -23,9 +24,14 @@ pub(super) fn run(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
             tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
         };
         let mut agent = Agent::start(site, Box::new(policy))?;
+        let (call, mut calls) = Call::queue();
+        let service = Service::start(&config.agent.state_dir, call);
+        if let Err(error) = &service {
+            tracing::warn!(%error, "`edge pause` and the other orders will not reach this agent.");
+        }
         tracing::info!(%address, drop_in = %agent.applier().drop_in().display(), "Started.");
         let mut teller = Teller::default();
-        drive(&mut agent, Mode::Act, interval, stop, |agent, tick| {
+        drive(&mut agent, Mode::Act, interval, stop, &mut calls, |agent, tick| {
             let report = Report::of(agent, tick);
             teller.log(tick);
             if let Err(error) = status.write(&report) {
@@ -57,6 +63,7 @@ impl Teller {
         let said = match &tick.verdict {
             Verdict::Hold(reason) => reason.to_string(),
             Verdict::Blind(reason) => reason.clone(),
+            Verdict::Restrained(restraint) => restraint.to_string(),
             // Logged where they happen.
             Verdict::HandsOff(_) | Verdict::Planned(_) => return,
             Verdict::Changed(..) | Verdict::Failed(..) => {

@@ -16,9 +16,9 @@ use serde::{Deserialize, Serialize};
 use crate::control::MethodName;
 use crate::fs::{self, FileError, Files, RealFiles};
 use crate::pid::PidSource;
+use crate::quiet::MACHINES_ZONE;
 use section::{Section, sections};
 
-pub use check::QuietHours;
 pub(crate) use check::bounds;
 
 sections! {
@@ -105,8 +105,14 @@ sections! {
         verify_window_s: u32 = 30,
         /// Restarts in any 60 minutes. 0 to 32; 0: the agent never restarts the broker.
         restarts_per_hour_max: u8 = 4,
-        /// Times of day in UTC without restarts, as in ["22:00-06:00", "12:00-13:00"].
-        quiet_hours_utc: Vec<String> = Vec::new(),
+        /// Restarts in any 24 hours. 0 to 64; 0: the agent never restarts the broker.
+        restarts_per_day_max: u8 = 12,
+        /// Times of day without restarts, as in ["22:00-06:00", "12:00-13:00"], by the clock on
+        /// the wall.
+        quiet_hours: Vec<String> = Vec::new(),
+        /// The zone of that clock: localtime (the machine's own), or as in "Europe/Berlin" or
+        /// "UTC0".
+        time_zone: String = MACHINES_ZONE.into(),
         /// Restart although offline sessions or stored messages would be lost.
         allow_state_loss: bool = false,
         /// Wait after a change that had to be taken back, in seconds; doubles with each further one.
@@ -118,6 +124,8 @@ sections! {
     Agent {
         /// Directory of its own records, writable by it.
         state_dir: PathBuf = PathBuf::from("/var/lib/brokertuner"),
+        /// While this file exists, nothing is changed at all. Empty: kill-switch in state_dir.
+        kill_switch_file: PathBuf = PathBuf::new(),
         /// error, warn, info, debug or trace; the environment variable RUST_LOG goes before it.
         log_level: String = "info".into(),
     }
