@@ -9,6 +9,7 @@ use brokertuner_core::{Envelope, Knob, Settings};
 use serde::{Deserialize, Serialize};
 
 use crate::apply::{Applied, Applier, ApplyError};
+use crate::journal::{Entry, Event, Journal};
 use crate::plan::Plan;
 use crate::state::{How, Standing, State};
 
@@ -56,6 +57,8 @@ pub struct Answer {
     pub report_version: u32,
     /// The order.
     pub order: String,
+    /// Its number, for `edge explain`; `null` where nothing was tried.
+    pub id: Option<u64>,
     /// It was carried out; else `said` tells why not, and what to do.
     pub done: bool,
     /// What happened.
@@ -71,7 +74,15 @@ impl Answer {
     #[must_use]
     pub fn new(order: &Order, done: bool, said: impl Into<String>) -> Self {
         let (order, said) = (order.to_string(), said.into());
-        Self { report_version: ANSWER_VERSION, order, done, said, diff: Vec::new(), how: None }
+        Self {
+            report_version: ANSWER_VERSION,
+            order,
+            id: None,
+            done,
+            said,
+            diff: Vec::new(),
+            how: None,
+        }
     }
 
     fn with(mut self, plan: &Plan) -> Self {
@@ -168,6 +179,7 @@ pub struct Facts<'f> {
 ///
 /// Blocks as [`Applier::apply`] does. Never fails: the answer says what did not go.
 pub fn carry_out(applier: &mut Applier, facts: &Facts<'_>, order: &Order) -> Answer {
+    let id = applier.number_decision();
     let answer = match order {
         Order::Pause => stand(applier, order, Standing::Paused),
         Order::Off { restore: false, .. } => stand(applier, order, Standing::Off),
@@ -179,7 +191,23 @@ pub fn carry_out(applier: &mut Applier, facts: &Facts<'_>, order: &Order) -> Ans
         Order::Rollback { allow_state_loss } => roll_back(applier, facts, order, *allow_state_loss),
         Order::Off { allow_state_loss, .. } => restore(applier, facts, order, *allow_state_loss),
     };
-    answer.unwrap_or_else(|error| Answer::new(order, false, error.to_string()))
+    let was_tried = answer.as_ref().map_or(true, |answer| answer.done);
+    let mut answer = answer.unwrap_or_else(|error| Answer::new(order, false, error.to_string()));
+    if was_tried {
+        answer.id = Some(id);
+        note(applier, &answer, id);
+    }
+    answer
+}
+
+/// Keeps the order in the journal.
+fn note(applier: &mut Applier, answer: &Answer, id: u64) {
+    let event = if answer.done { Event::Ordered } else { Event::Failed };
+    let why = format!("edge {}: {}", answer.order, answer.said);
+    let entry = Entry { diff: answer.diff.clone(), ..Entry::new(id, event, why) };
+    if let Err(error) = Journal::in_dir(applier.state_dir()).append(&entry) {
+        tracing::warn!(%error, "The journal lacks an order.");
+    }
 }
 
 fn stand(applier: &mut Applier, order: &Order, standing: Standing) -> Result<Answer, ApplyError> {

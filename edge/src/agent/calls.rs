@@ -2,6 +2,7 @@
 
 use tokio::sync::{mpsc, oneshot};
 
+use crate::knobs_request::{KnobsAnswer, KnobsRequest};
 use crate::orders::{Answer, Order};
 
 /// Requests that may wait; one more is refused.
@@ -12,6 +13,8 @@ const CALLS_MAX: usize = 4;
 pub enum Request {
     /// An operator's order.
     Order(Order, oneshot::Sender<Answer>),
+    /// Options that a person sets.
+    Knobs(KnobsRequest, oneshot::Sender<KnobsAnswer>),
 }
 
 /// The asking end.
@@ -33,6 +36,13 @@ impl Call {
     pub async fn order(&self, order: Order) -> Option<Answer> {
         let (reply, answer) = oneshot::channel();
         self.0.try_send(Request::Order(order, reply)).ok()?;
+        answer.await.ok()
+    }
+
+    /// Asks for options to be set; `None` as for [`Call::order`].
+    pub async fn knobs(&self, request: KnobsRequest) -> Option<KnobsAnswer> {
+        let (reply, answer) = oneshot::channel();
+        self.0.try_send(Request::Knobs(request, reply)).ok()?;
         answer.await.ok()
     }
 }

@@ -49,6 +49,9 @@ pub async fn drive(
                     // An asker that has gone does not need to know.
                     let _ = reply.send(agent.obey(&order));
                 }
+                Request::Knobs(request, reply) => {
+                    let _ = reply.send(agent.set_knobs(request));
+                }
             },
         }
     }
@@ -69,6 +72,9 @@ struct News {
     /// Written and effective value of every option.
     settings: Vec<(Option<u64>, Option<u64>)>,
     is_wanted_known: bool,
+    is_last_verified: bool,
+    pinned: Vec<String>,
+    scheduled: Option<u64>,
 }
 
 impl News {
@@ -78,6 +84,9 @@ impl News {
             verdict: report.verdict.clone(),
             standing: report.standing,
             settings: options.clone().map(|option| (option.written, option.effective)).collect(),
+            is_last_verified: report.last.as_ref().is_some_and(|last| last.after.is_some()),
+            pinned: report.pinned.clone(),
+            scheduled: report.scheduled,
             is_wanted_known: options.clone().any(|option| option.wanted.is_some()),
         }
     }

@@ -3,8 +3,10 @@
 //! [`Agent::tick`] is one decision; the gateway calls it from its timer, a trainer from its own
 //! loop.
 
+mod account;
 mod calls;
 mod drive;
+mod knobs;
 mod obey;
 mod report;
 mod tick;
@@ -13,6 +15,7 @@ use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use brokertuner_core::controller::Controller;
+use brokertuner_core::features::Features;
 use brokertuner_core::sample::{Meter, Metrics, Sample};
 use brokertuner_core::{Duration, Instant, Settings};
 
@@ -24,6 +27,7 @@ pub use tick::{Mode, Tick, Verdict};
 use crate::apply::{Applier, ApplyError, Recovery, unix_s};
 use crate::clock;
 use crate::fs::{self, FileError, RealFiles};
+use crate::journal::{Entry, Journal};
 use crate::orders::{START_LOOP_S, START_LOOP_STARTS};
 use crate::pid::ProcessId;
 use crate::policy::Policy;
@@ -100,6 +104,15 @@ pub struct Agent {
     /// Someone else's hand is on the drop-in, and how that was said.
     hands_off: Option<String>,
     sample: Option<Sample>,
+    /// Only the agent that acts keeps one.
+    journal: Option<Journal>,
+    is_journal_broken: bool,
+    /// The last change, and what was seen of it.
+    last: Option<Entry>,
+    /// The number of the change that is being watched.
+    watched: Option<u64>,
+    /// The state vector of the last change.
+    reference: Option<Features>,
     /// Nothing could be changed at the last tick: what was watched then begins anew.
     was_restrained: bool,
     /// What a crash cut short has yet to be ended: it was not permitted at the start.
@@ -139,6 +152,9 @@ impl Agent {
             // Kept, so that a restart of the agent does not cut the wait short.
             agent.applier.remember(|state| state.failures = 1)?;
         }
+        let journal = Journal::in_dir(&agent.site.paths.state_dir);
+        agent.last = journal.last();
+        agent.journal = Some(journal);
         agent.note_start()?;
         agent.is_recovery_due = true;
         if agent.restraint().is_none() {
@@ -226,6 +242,11 @@ impl Agent {
             process: None,
             hands_off: None,
             sample: None,
+            journal: None,
+            is_journal_broken: false,
+            last: None,
+            watched: None,
+            reference: None,
             was_restrained: false,
             is_recovery_due: false,
             start: None,
@@ -256,6 +277,7 @@ impl Agent {
         }
         if state.good != state.written {
             controller.watch_again(clock::now(), state.good.unwrap_or_default());
+            self.watched = self.last.as_ref().map(|last| last.id);
         }
         self.controller = controller;
     }

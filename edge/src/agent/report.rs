@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Agent, Tick, Verdict};
 use crate::apply::unix_s;
+use crate::journal::Entry;
 use crate::orders;
 use crate::state::Standing;
 
@@ -40,9 +41,21 @@ pub struct Report {
     /// What the operator said last: `tuning`, `paused` or `off`.
     #[serde(default)]
     pub standing: Standing,
+    /// Options that were set over HTTP: the policy leaves them alone.
+    #[serde(default)]
+    pub pinned: Vec<String>,
+    /// The decision that was asked for over HTTP and waits for a restart.
+    #[serde(default)]
+    pub scheduled: Option<u64>,
+    /// Decisions that were carried out or tried, ever.
+    #[serde(default)]
+    pub decisions: u64,
     /// The kill-switch file, where it exists.
     #[serde(default)]
     pub kill_switch: Option<String>,
+    /// The last change or attempt, what weighed most, and what came of it.
+    #[serde(default)]
+    pub last: Option<Entry>,
     /// Lines of other files about our options.
     pub elsewhere: Vec<String>,
     /// What was measured.
@@ -116,11 +129,20 @@ impl Report {
             restarts_in_hour: controller.restarts_in_hour(tick.at),
             restarts_in_day: controller.restarts_in_day(tick.at),
             standing: agent.applier.state().standing,
+            pinned: pinned(agent),
+            scheduled: agent.applier.state().scheduled.map(|scheduled| scheduled.id),
+            decisions: agent.applier.state().last_decision,
             kill_switch: kill_switch(&agent.site.kill_switch),
+            last: agent.last.clone(),
             elsewhere: agent.site.elsewhere.lines.iter().map(ToString::to_string).collect(),
             metrics: tick.metrics,
         }
     }
+}
+
+fn pinned(agent: &Agent) -> Vec<String> {
+    let pinned = agent.applier.state().pinned.unwrap_or_default();
+    pinned.written().iter().map(|knob| knob.to_string()).collect()
 }
 
 /// The kill-switch file as a report tells it.
@@ -189,6 +211,17 @@ impl fmt::Display for Report {
             "history   {} restarts in the last hour, {} in 24 hours, {} failures in a row",
             self.restarts_in_hour, self.restarts_in_day, self.failures
         )?;
+        if !self.pinned.is_empty() {
+            writeln!(f, "set       {} over HTTP, until `edge resume`", self.pinned.join(", "))?;
+        }
+        if let Some(id) = self.scheduled {
+            writeln!(f, "waiting   decision {id} waits for a restart")?;
+        }
+        if let Some(last) = &self.last {
+            writeln!(f)?;
+            write!(f, "{last}")?;
+            writeln!(f)?;
+        }
         for line in &self.elsewhere {
             writeln!(f, "elsewhere {line}")?;
         }

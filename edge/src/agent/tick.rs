@@ -120,6 +120,7 @@ impl Agent {
         let decision = self.controller.step(sample.at, &inputs);
         if mode == Mode::Act && was_watching && !self.controller.is_watching() {
             self.note_good();
+            self.note_verified();
         }
         let verdict = match self.plan(&decision) {
             Err(reason) => Verdict::Hold(reason),
@@ -175,6 +176,7 @@ impl Agent {
         let said = error.to_string();
         if self.hands_off.as_ref() != Some(&said) {
             tracing::warn!(reason = %said, "Hands off.");
+            self.note_hands_off(error);
             self.hands_off = Some(said.clone());
         }
         said
@@ -200,7 +202,7 @@ impl Agent {
         }
     }
 
-    fn health(&self) -> Health {
+    pub(super) fn health(&self) -> Health {
         let metrics = &self.metrics;
         let is_up = self.sampler.link() == Link::Up;
         let dropped = metrics.publish_dropped_per_s.zip(metrics.publish_sent_per_s);
@@ -272,6 +274,11 @@ impl Agent {
     fn plan(&self, decision: &Decision) -> Result<Plan, HoldReason> {
         let (settings, apply, why) = match *decision {
             Decision::Hold(reason) => return Err(reason),
+            Decision::Change { settings, apply: apply @ Apply::Restart }
+                if self.controller.requested().is_some() =>
+            {
+                (settings, apply, "asked for over HTTP".to_owned())
+            }
             Decision::Change { settings, apply } => (settings, apply, self.load()),
             Decision::RollBack { settings, apply, reason } => (settings, apply, reason.to_string()),
         };
@@ -299,13 +306,15 @@ impl Agent {
         format!("the policy's answer to: {}", shown.collect::<Vec<_>>().join(", "))
     }
 
-    fn carry_out(&mut self, plan: Plan, decision: &Decision, health: Health) -> Verdict {
+    pub(super) fn carry_out(&mut self, plan: Plan, decision: &Decision, health: Health) -> Verdict {
         if !plan.is_roll_back
             && let Some(refusal) = self.overridden_since(&plan)
         {
             return Verdict::Blind(refusal);
         }
-        tracing::info!(what = plan.diff().join(", "), how = %plan.how, why = %plan.why, "Changing the broker's settings.");
+        let account = self.account_of(&plan, health);
+        let inputs: Vec<_> = account.influences.iter().map(ToString::to_string).collect();
+        tracing::info!(id = account.id, what = plan.diff().join(", "), how = %plan.how, why = %plan.why, inputs = inputs.join(", "), "Changing the broker's settings.");
         let to = (plan.to != Settings::UNWRITTEN || self.applier.state().written.is_some())
             .then_some(plan.to);
         let applied = self.applier.apply(to, plan.how, &self.site.envelope.site);
@@ -318,7 +327,8 @@ impl Agent {
             self.note_good();
         }
         self.note_failures();
-        match applied {
+        self.forget_scheduled();
+        let verdict = match applied {
             Ok(applied) => {
                 self.process = Some(applied.ready.process);
                 let took_ms = u64::try_from(applied.took.as_millis()).unwrap_or(u64::MAX);
@@ -333,6 +343,17 @@ impl Agent {
                 }
                 Verdict::Failed(plan, error)
             }
+        };
+        self.conclude(account, &verdict);
+        verdict
+    }
+
+    /// What was asked for is done, or was tried.
+    fn forget_scheduled(&mut self) {
+        if self.controller.requested().is_none()
+            && let Err(error) = self.applier.remember(|state| state.scheduled = None)
+        {
+            tracing::warn!(%error, "That a request is dealt with could not be noted.");
         }
     }
 

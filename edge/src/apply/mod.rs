@@ -20,7 +20,8 @@ use brokertuner_core::settings::SiteValues;
 use brokertuner_core::{Settings, render};
 use sha2::{Digest as _, Sha256};
 
-use compare::{interim, read_back, shown};
+pub(crate) use compare::interim;
+use compare::{read_back, shown};
 pub use error::{ApplyError, Restored};
 pub use recover::Recovery;
 
@@ -142,6 +143,19 @@ impl Applier {
             return Ok(());
         }
         self.store.save(&*self.files, &self.state)
+    }
+
+    /// The next decision's number. Stored with whatever is stored next: a change does that before
+    /// it begins.
+    pub fn number_decision(&mut self) -> u64 {
+        self.state.last_decision += 1;
+        self.state.last_decision
+    }
+
+    /// The directory of the agent's own records.
+    #[must_use]
+    pub fn state_dir(&self) -> &Path {
+        &self.paths.state_dir
     }
 
     /// Reads the memory again, for one who only looks on; answers whether it has changed.

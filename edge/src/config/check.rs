@@ -10,6 +10,7 @@ use super::{Config, KnobRules};
 use crate::control::MethodName;
 use crate::pid::PidSource;
 use crate::quiet::Window;
+use crate::service::Listen;
 
 const LOG_LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
 
@@ -17,6 +18,7 @@ pub(super) fn check(config: &Config, reader: &mut Reader<'_>) {
     check_ranges(config, reader);
     check_broker(config, reader);
     check_methods(config, reader);
+    check_http(config, reader);
     for (&key, rules) in &config.knobs {
         if let Some(knob) = Knob::from_key(key) {
             check_knob(knob, rules, reader);
@@ -90,6 +92,28 @@ fn check_broker(config: &Config, reader: &mut Reader<'_>) {
     }
     if !config.agent.state_dir.is_absolute() {
         reader.wrong("agent.state_dir", "must be an absolute path".into());
+    }
+}
+
+fn check_http(config: &Config, reader: &mut Reader<'_>) {
+    let http = &config.http;
+    if http.listen.is_empty() {
+        return;
+    }
+    let is_remote = match Listen::parse(&http.listen) {
+        Some(listen) => !listen.is_local(),
+        None => {
+            let what = "must be as in \"unix:/run/brokertuner/http.sock\" or \"127.0.0.1:9188\"";
+            return reader.wrong("http.listen", what.into());
+        }
+    };
+    let has_token = !http.token_file.as_os_str().is_empty();
+    if is_remote && !(http.allow_remote && has_token) {
+        let what = format!(
+            "{} can be reached from elsewhere; listen on a Unix socket or loopback, or set allow_remote = true and token_file",
+            http.listen
+        );
+        reader.wrong("http.listen", what);
     }
 }
 

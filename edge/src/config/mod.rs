@@ -130,6 +130,18 @@ sections! {
         log_level: String = "info".into(),
     }
 
+    /// Reading and setting over HTTP: POST /apply_knobs, GET /status, /healthz, /metrics.
+    Http {
+        /// Where to listen: "unix:/run/brokertuner/http.sock", or as in "127.0.0.1:9188". Empty:
+        /// nowhere.
+        listen: String = String::new(),
+        /// File with the token that every write needs, on its first line; readable by the agent
+        /// only. Empty: nothing can be written.
+        token_file: PathBuf = PathBuf::new(),
+        /// Listen on another address than loopback; then reading needs the token too.
+        allow_remote: bool = false,
+    }
+
     /// The rules of one option.
     KnobRules {
         /// auto: tuned unless the site sets it itself; yes: tuned all the same; no: left alone.
@@ -172,6 +184,8 @@ pub struct Config {
     pub decide: Decide,
     /// `[agent]`
     pub agent: Agent,
+    /// `[http]`
+    pub http: Http,
     /// `[knobs.NAME]`, for options with rules of their own.
     pub knobs: BTreeMap<&'static str, KnobRules>,
 }
@@ -275,6 +289,9 @@ impl Config {
         write_section(&mut out, "targets", "What the site asks of the broker.", &config.targets);
         write_section(&mut out, "decide", "When a change is made.", &config.decide);
         write_section(&mut out, "agent", "The agent itself.", &config.agent);
+        let about =
+            "Reading and setting over HTTP: POST /apply_knobs, GET /status, /healthz, /metrics.";
+        write_section(&mut out, "http", about, &config.http);
         write_knobs(&mut out);
         out
     }

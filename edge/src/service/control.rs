@@ -25,15 +25,16 @@ const TALK: Duration = Duration::from_secs(2);
 /// How long an agent that has just started may take to listen.
 const LISTEN_PATIENCE: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(50);
-const MODE: u32 = 0o600;
+/// Orders are for root and the agent's own user.
+pub(super) const MODE: u32 = 0o600;
 
 /// Makes the socket, in place of one that an earlier run left behind.
-pub(super) fn bind(path: &Path) -> io::Result<StdListener> {
+pub(super) fn bind(path: &Path, mode: u32) -> io::Result<StdListener> {
     let aside = crate::fs::aside(path);
     let _ = fs::remove_file(&aside);
     let listener = StdListener::bind(&aside)?;
     // Under its name only with its rights on.
-    fs::set_permissions(&aside, Permissions::from_mode(MODE))?;
+    fs::set_permissions(&aside, Permissions::from_mode(mode))?;
     fs::rename(&aside, path)?;
     listener.set_nonblocking(true)?;
     Ok(listener)

@@ -2,6 +2,7 @@
 //! agent between two of its ticks.
 
 mod control;
+mod http;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,6 +12,7 @@ use tokio::net::UnixListener;
 use tokio::sync::watch;
 
 pub use control::{AskError, ask};
+pub use http::{Board, HttpOptions, Listen, Token, TokenError};
 
 use crate::agent::Call;
 
@@ -22,6 +24,33 @@ const STACK_BYTES: usize = 256 * 1024;
 pub struct Service {
     stop: watch::Sender<bool>,
     socket: PathBuf,
+    http: Option<Listen>,
+}
+
+/// Why nobody can reach the agent.
+#[derive(Debug, thiserror::Error)]
+pub enum ServiceError {
+    /// Where the orders come in.
+    #[error("orders cannot be taken on {}: {source}; choose an agent.state_dir with a shorter path where the agent may write", path.display())]
+    Control {
+        /// The socket.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// Where HTTP comes in.
+    #[error(
+        "http.listen: {listen}: {source}; choose another address, or a directory where the agent may write"
+    )]
+    Http {
+        /// The address or path.
+        listen: Listen,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// No thread.
+    #[error("no thread for orders and HTTP: {0}")]
+    Thread(io::Error),
 }
 
 /// Where the operator's verbs find the agent of a state directory.
@@ -31,26 +60,43 @@ pub fn control_socket(state_dir: &Path) -> PathBuf {
 }
 
 impl Service {
-    /// Listens for the operator's verbs in `state_dir`. Whoever may write there, and nobody else,
-    /// may connect: the socket is the agent's own user's and root's.
+    /// Listens for the operator's verbs in `state_dir`, and for HTTP where that is asked for.
+    /// Orders may be given by whoever may write in `state_dir`: root and the agent's own user.
     ///
     /// # Errors
-    /// Where the socket can't be made, or the system gives no thread.
-    pub fn start(state_dir: &Path, call: Call) -> io::Result<Self> {
+    /// [`ServiceError`].
+    pub fn start(
+        state_dir: &Path,
+        http: Option<(HttpOptions, Board)>,
+        call: Call,
+    ) -> Result<Self, ServiceError> {
         let socket = control_socket(state_dir);
-        let control = control::bind(&socket)?;
+        let failed = |source| ServiceError::Control { path: socket.clone(), source };
+        let control = control::bind(&socket, control::MODE).map_err(failed)?;
+        let listen = http.as_ref().map(|(options, _)| options.listen.clone());
+        let bound = match &listen {
+            Some(listen) => {
+                let failed = |source| ServiceError::Http { listen: listen.clone(), source };
+                Some(http::bind(listen).map_err(failed)?)
+            }
+            None => None,
+        };
         let (stop, mut stopped) = watch::channel(false);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        thread::Builder::new().name("service".into()).stack_size(STACK_BYTES).spawn(move || {
-            runtime.block_on(async {
-                let Ok(control) = UnixListener::from_std(control) else { return };
-                tokio::select! {
-                    () = control::serve(control, call) => {}
-                    _ = stopped.wait_for(|stop| *stop) => {}
-                }
-            });
-        })?;
-        Ok(Self { stop, socket })
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(ServiceError::Thread)?;
+        let thread = thread::Builder::new().name("service".into()).stack_size(STACK_BYTES);
+        let serve = async move {
+            let Ok(control) = UnixListener::from_std(control) else { return };
+            if let (Some(bound), Some((options, board))) = (bound, http) {
+                tokio::spawn(http::serve(bound, options, board, call.clone()));
+            }
+            tokio::select! {
+                () = control::serve(control, call) => {}
+                _ = stopped.wait_for(|stop| *stop) => {}
+            }
+        };
+        thread.spawn(move || runtime.block_on(serve)).map_err(ServiceError::Thread)?;
+        Ok(Self { stop, socket, http: listen })
     }
 }
 
@@ -59,5 +105,8 @@ impl Drop for Service {
         let _ = self.stop.send(true);
         // Left behind it would only make the next verb try for a moment.
         let _ = std::fs::remove_file(&self.socket);
+        if let Some(listen) = &self.http {
+            http::forget(listen);
+        }
     }
 }

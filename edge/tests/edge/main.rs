@@ -5,6 +5,8 @@ mod agent;
 mod apply;
 mod broker;
 mod cli;
+mod doctor;
+mod http;
 mod kill;
 mod model;
 mod orders;

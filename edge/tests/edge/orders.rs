@@ -17,9 +17,9 @@ use super::model;
 /// Decides four times a second and believes what it sees for a second.
 const FAST: &str = "[decide]\ninterval_ms = 250\ndwell_s = 0\nverify_window_s = 1\n";
 
-struct Site {
-    broker: Broker,
-    config: PathBuf,
+pub(super) struct Site {
+    pub(super) broker: Broker,
+    pub(super) config: PathBuf,
 }
 
 impl Site {
@@ -31,7 +31,7 @@ impl Site {
         Self { broker, config }
     }
 
-    fn agent(&self) -> Running {
+    pub(super) fn agent(&self) -> Running {
         let log = File::options().append(true).create(true).open(self.broker.path("edge.log"));
         let mut command = edge(&["run", "--config", self.config.to_str().unwrap()]);
         Running(command.stderr(log.unwrap()).stdout(Stdio::null()).spawn().unwrap())
@@ -45,7 +45,7 @@ impl Site {
         serde_json::from_str(&on(&self.config, &["status", "--json"]).1).ok()
     }
 
-    fn until(&self, what: &str, is_it: impl Fn(&Report) -> bool) -> Report {
+    pub(super) fn until(&self, what: &str, is_it: impl Fn(&Report) -> bool) -> Report {
         let mut last = None;
         let found = || {
             last = self.report();
@@ -59,7 +59,7 @@ impl Site {
         self.until(kind, |report| report.verdict.kind == kind)
     }
 
-    fn until_tuned(&self) -> Report {
+    pub(super) fn until_tuned(&self) -> Report {
         self.until("the settings fit", |report| report.verdict.why == "the settings fit")
     }
 
@@ -72,7 +72,7 @@ impl Site {
         (code, answer.unwrap_or_else(|e| panic!("{order:?}: {e}: {out}{err}{}", self.said())))
     }
 
-    fn done(&self, order: &[&str]) -> Answer {
+    pub(super) fn done(&self, order: &[&str]) -> Answer {
         let (code, answer) = self.order(order);
         assert!(code == 0 && answer.done, "{order:?}: {code}: {answer:?}\n{}", self.said());
         answer
@@ -84,7 +84,7 @@ impl Site {
         answer.said
     }
 
-    fn window(&self) -> u16 {
+    pub(super) fn window(&self) -> u16 {
         eventually("an answer", || self.broker.live().answer().ok()).receive_maximum.unwrap()
     }
 }
@@ -264,4 +264,40 @@ fn an_order_that_cannot_be_brought_is_an_error_with_a_remedy() {
     let (code, _, err) = on(&site.config, &["pause"]);
     assert!(code == 2 && err.contains("does not listen on"), "{code}: {err}");
     drop(agent);
+}
+
+#[test]
+fn every_decision_can_be_explained_and_undone_by_hand() {
+    on_both(|site| {
+        let agent = site.agent();
+        site.until_tuned();
+        let report = site.until("the change to be verified", |report| {
+            report.last.as_ref().is_some_and(|last| last.after.is_some())
+        });
+        let last = report.last.unwrap();
+        assert!(last.expected.iter().any(|line| line.starts_with("max_inflight_messages: ")));
+        assert!(site.said().contains(&format!("id={}", last.id)), "{}", site.said());
+        let (code, out, err) = on(&site.config, &["explain", &last.id.to_string()]);
+        assert_eq!(code, 0, "{err}");
+        for part in ["what      ", "why       ", "expected  ", "before    ", "after     "] {
+            assert!(out.contains(part), "{part}: {out}");
+        }
+        // The commands do what they say; edge finds the file changed by hand.
+        assert!(last.undo[2].starts_with("sudo rm "), "{:?}", last.undo);
+        let undo = last.undo[2..].join(" && ").replace("sudo ", "");
+        let done = std::process::Command::new("/bin/sh").args(["-c", &undo]).status().unwrap();
+        assert!(done.success() && !site.broker.drop_in().exists());
+        eventually("the site's own window", || (site.window() == 20).then_some(()));
+        site.until_kind("hands_off");
+
+        let id = site.done(&["off"]).id.unwrap();
+        let (code, out, _) = on(&site.config, &["explain", "--json"]);
+        let all: serde_json::Value = serde_json::from_str(&out).unwrap();
+        let events: Vec<_> = all.as_array().unwrap().iter().map(|e| &e["event"]).collect();
+        assert_eq!(events, ["changed", "verified", "hands_off", "ordered"], "{code}: {out}");
+        assert_eq!(all[3]["id"].as_u64(), Some(id));
+        let (code, _, err) = on(&site.config, &["explain", "999"]);
+        assert!(code == 1 && err.contains("no decision 999"), "{code}: {err}");
+        drop(agent);
+    });
 }
