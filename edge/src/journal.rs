@@ -146,8 +146,10 @@ impl Entry {
     #[must_use]
     pub fn at(&self) -> String {
         let at_s = i64::try_from(self.at_unix_s).unwrap_or(i64::MAX);
-        tz::UtcDateTime::from_timespec(at_s, 0)
-            .map_or_else(|_| at_s.to_string(), |at| at.to_string())
+        let Ok(at) = tz::UtcDateTime::from_timespec(at_s, 0) else { return at_s.to_string() };
+        let (year, month, day) = (at.year(), at.month(), at.month_day());
+        let (hour, minute, second) = (at.hour(), at.minute(), at.second());
+        format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
     }
 }
 

@@ -104,6 +104,10 @@ pub struct Agent {
     /// Someone else's hand is on the drop-in, and how that was said.
     hands_off: Option<String>,
     sample: Option<Sample>,
+    /// When the broker's other files were looked at last.
+    looked_around: Instant,
+    /// No packet that was seen is larger.
+    packet_bytes_bound: Option<u64>,
     /// Only the agent that acts keeps one.
     journal: Option<Journal>,
     is_journal_broken: bool,
@@ -242,6 +246,8 @@ impl Agent {
             process: None,
             hands_off: None,
             sample: None,
+            looked_around: clock::now(),
+            packet_bytes_bound: None,
             journal: None,
             is_journal_broken: false,
             last: None,

@@ -4,7 +4,7 @@ use brokertuner_core::controller::{Decision, Health, HoldReason, Inputs, Outcome
 use brokertuner_core::features::View;
 use brokertuner_core::knobs::Apply;
 use brokertuner_core::sample::{Metrics, Sample, Sys};
-use brokertuner_core::{Envelope, Instant, Knob, Setting, Settings};
+use brokertuner_core::{Duration, Envelope, Instant, Knob, Setting, Settings};
 
 use super::Agent;
 use crate::apply::{Applied, ApplyError, unix_s};
@@ -17,6 +17,9 @@ use crate::state::How;
 
 /// Messages in the store that are the agent's own: a probe on its way.
 const OWN_STORED_MAX: u64 = 1;
+
+/// How often the broker's other files are looked at, besides before every change.
+const LOOK_AROUND_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Whether a decision is carried out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,7 +76,9 @@ impl Agent {
         let sample = self.sampler.sample();
         self.metrics = self.meter.measure(&sample);
         self.sample = Some(sample);
+        self.bound_packets();
         self.notice_process(mode);
+        self.look_around();
         let health = self.health();
         let tick = |agent: &Self, verdict| Tick {
             at: sample.at,
@@ -132,7 +137,24 @@ impl Agent {
 
     /// The bounds with what was measured.
     pub(super) fn envelope(&self, sample: &Sample) -> Envelope {
-        Envelope { heap_bytes_max: sample.sys.get(Sys::HeapBytesMax), ..self.site.envelope }
+        Envelope {
+            heap_bytes_max: sample.sys.get(Sys::HeapBytesMax),
+            packet_bytes_max: self.packet_bytes_bound,
+            ..self.site.envelope
+        }
+    }
+
+    /// The broker tells the size of no packet. None is larger than all that it received between two
+    /// updates, nor than all that it stores: too high a bound leaves a size limit too wide, which
+    /// harms nobody.
+    fn bound_packets(&mut self) {
+        let metrics = &self.metrics;
+        let received = metrics.bytes_received_per_s.zip(metrics.sys_period_s);
+        let Some((per_s, period_s)) = received else { return };
+        let bytes = (per_s * period_s).max(metrics.store_bytes.unwrap_or(0.0)).ceil();
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it saturates")]
+        let bytes = bytes as u64;
+        self.packet_bytes_bound = self.packet_bytes_bound.max(Some(bytes));
     }
 
     /// Where nothing may be changed, the policy is asked all the same, for what it would do. Ends
@@ -159,6 +181,24 @@ impl Agent {
         // What was seen before it may be days old.
         self.recall();
         None
+    }
+
+    /// Notices what someone set in another of the broker's files since.
+    fn look_around(&mut self) {
+        let now = clock::now();
+        if now.saturating_duration_since(self.looked_around) < LOOK_AROUND_INTERVAL {
+            return;
+        }
+        self.looked_around = now;
+        let before = self.site.elsewhere.lines.clone();
+        if let Err(error) = self.site.look_again() {
+            // It may be readable again the next time.
+            tracing::debug!(%error, "The broker's other files could not be looked at.");
+            return;
+        }
+        for line in self.site.elsewhere.lines.iter().filter(|line| !before.contains(line)) {
+            tracing::warn!(%line, "An option is set elsewhere; edge lets go of it.");
+        }
     }
 
     /// Takes over what the agent that is at work has done since.

@@ -99,8 +99,8 @@ mod tests {
     fn descriptors_are_judged_by_the_connections() {
         for (max, clients, state) in [
             (1024, Some(10), State::Good),
-            (1024, Some(618), State::Good),
-            (1024, Some(619), State::Wrong),
+            (1024, Some(619), State::Good),
+            (1024, Some(620), State::Wrong),
             (1024, Some(5000), State::Wrong),
             (u64::MAX, Some(1_000_000), State::Good),
             (1024, None, State::Note),

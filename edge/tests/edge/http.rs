@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use brokertuner_edge::agent::Report;
+use brokertuner_edge::control::Broker as _;
 use prometheus_parse::{Scrape, Value as Metric};
 use serde_json::{Value, json};
 
@@ -113,6 +114,22 @@ fn all_eleven(memory_limit: u64) -> Value {
     })
 }
 
+/// Why the defaults refuse [`all_eleven`].
+fn held_reasons() -> serde_json::Map<String, Value> {
+    let held = |key: &str| {
+        let reason = format!("{key} is held at the site's value; opt in to have it changed");
+        (key.to_owned(), json!(reason))
+    };
+    let keys = [
+        "queue_qos0_messages",
+        "memory_limit",
+        "persistence",
+        "max_packet_size",
+        "message_size_limit",
+    ];
+    keys.into_iter().map(held).collect()
+}
+
 #[test]
 fn options_are_set_scheduled_and_refused() {
     for mosquitto in mosquittos() {
@@ -131,22 +148,7 @@ fn options_are_set_scheduled_and_refused() {
         let report = site.until("what was set to be told", |report| !report.pinned.is_empty());
         assert_eq!(report.pinned, ["autosave_interval"]);
 
-        let held = |key: &str| {
-            (
-                key.to_owned(),
-                json!(format!("{key} is held at the site's value; opt in to have it changed")),
-            )
-        };
-        let refused: serde_json::Map<String, Value> = [
-            "queue_qos0_messages",
-            "memory_limit",
-            "persistence",
-            "max_packet_size",
-            "message_size_limit",
-        ]
-        .into_iter()
-        .map(held)
-        .collect();
+        let refused = held_reasons();
         let before = text;
         assert_eq!(
             http.post("/apply_knobs", &all_eleven(0)),
@@ -199,12 +201,8 @@ fn all_eleven_options_are_accepted_where_the_operator_says_so() {
     let site = site(&mosquittos()[0], &http.0.to_string(), &knobs);
     let agent = site.agent();
     http.up();
-    // What the limits must stay above is known once packets were seen.
-    eventually("the heap to be known", || {
-        let (status, body) = http.get("/status");
-        let report: Value = serde_json::from_str(&body).ok()?;
-        (status == 200 && report["metrics"]["heap_bytes_max"].is_number()).then_some(())
-    });
+    // Then it is known what the limits must stay above.
+    site.until_tuned();
     let (status, body) = http.post("/apply_knobs", &all_eleven(0));
     assert_eq!(status, 422, "{body}");
     assert!(
@@ -214,12 +212,13 @@ fn all_eleven_options_are_accepted_where_the_operator_says_so() {
             .contains("set memory_limit as well"),
         "{body}"
     );
-    let mut asked = all_eleven(256 << 20);
-    // No packet was seen yet: a size limit could be below what clients send.
-    asked.as_object_mut().unwrap().remove("max_packet_size");
-    let (status, body) = http.post("/apply_knobs", &asked);
+    let (status, body) = http.post("/apply_knobs", &all_eleven(256 << 20));
     assert_eq!(status, 202, "{body}");
     eventually("the restart", || (site.window() == 100).then_some(()));
+    let connack = site.broker.live().answer().unwrap();
+    assert_eq!(connack.packet_bytes_max, Some(1 << 20));
+    let text = fs::read_to_string(site.broker.drop_in()).unwrap();
+    assert_eq!(text.lines().count(), 1 + 11, "{text}");
     drop(agent);
 }
 

@@ -41,8 +41,10 @@ impl Site {
         fs::read_to_string(self.broker.path("edge.log")).unwrap_or_default()
     }
 
+    /// As `edge status` reads it, but without a process for each look.
     fn report(&self) -> Option<Report> {
-        serde_json::from_str(&on(&self.config, &["status", "--json"]).1).ok()
+        let text = fs::read(self.broker.path("state/status.json")).ok()?;
+        serde_json::from_slice(&text).ok()
     }
 
     pub(super) fn until(&self, what: &str, is_it: impl Fn(&Report) -> bool) -> Report {
@@ -163,7 +165,8 @@ fn orders_outlast_the_agent_and_work_without_one() {
         assert!(site.window() > 900, "and the rest is not");
         site.done(&["off", "--restore", "--allow-state-loss"]);
         assert_eq!(site.window(), 20);
-        assert_eq!(site.report().unwrap().standing.to_string(), "off");
+        let (code, out, _) = on(&site.config, &["status"]);
+        assert!(code == 1 && out.contains("standing  off"), "{code}: {out}");
     });
 }
 
