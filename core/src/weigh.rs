@@ -169,7 +169,8 @@ mod tests {
             ("freshness", "sys_period"),
             ("settings in force", "max_inflight_messages"),
         ] {
-            let group = EDGE.iter().find(|group| group.name == name).unwrap();
+            let group = EDGE.iter().find(|group| group.name == name);
+            let group = group.expect("a group of that name");
             assert_eq!(Schema::Edge.name(group.features.0), Some(first), "{name}");
         }
     }

@@ -1,5 +1,5 @@
 //! What the weights of a decision say, on models whose answer is known by construction.
-#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test")]
 #![allow(dead_code, reason = "the helpers serve model.rs too")]
 
 mod common;

@@ -14,7 +14,7 @@ pub enum Request {
     /// An operator's order.
     Order(Order, oneshot::Sender<Answer>),
     /// Options that a person sets.
-    Knobs(KnobsRequest, oneshot::Sender<KnobsAnswer>),
+    Knobs(Box<KnobsRequest>, oneshot::Sender<KnobsAnswer>),
 }
 
 /// The asking end.
@@ -42,7 +42,7 @@ impl Call {
     /// Asks for options to be set; `None` as for [`Call::order`].
     pub async fn knobs(&self, request: KnobsRequest) -> Option<KnobsAnswer> {
         let (reply, answer) = oneshot::channel();
-        self.0.try_send(Request::Knobs(request, reply)).ok()?;
+        self.0.try_send(Request::Knobs(Box::new(request), reply)).ok()?;
         answer.await.ok()
     }
 }

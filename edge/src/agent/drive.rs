@@ -50,7 +50,7 @@ pub async fn drive(
                     let _ = reply.send(agent.obey(&order));
                 }
                 Request::Knobs(request, reply) => {
-                    let _ = reply.send(agent.set_knobs(request));
+                    let _ = reply.send(agent.set_knobs(*request));
                 }
             },
         }
