@@ -3,8 +3,9 @@
 
 use std::path::{Path, PathBuf};
 
-use brokertuner_core::features::{self, Schema, View};
+use brokertuner_core::features::{self, Features, Schema, View};
 use brokertuner_core::model::{Model, ModelError};
+use brokertuner_core::weigh::{Weights, weigh};
 use brokertuner_core::{Envelope, KNOB_COUNT, Knob, KnobSet, Settings};
 
 use crate::fs::{self, FileError, Files, RealFiles};
@@ -13,6 +14,17 @@ use crate::fs::{self, FileError, Files, RealFiles};
 pub trait Policy: Send {
     /// The settings for `view`, confined to `envelope`.
     fn want(&mut self, view: &View<'_>, envelope: &Envelope) -> Settings;
+
+    /// Which inputs of `view` moved `knobs`, against those of an earlier decision or, without one,
+    /// of training. None where the policy can't tell.
+    fn weigh(
+        &mut self,
+        _view: &View<'_>,
+        _reference: Option<&Features>,
+        _knobs: KnobSet,
+    ) -> Weights {
+        Weights::new()
+    }
 }
 
 impl<F> Policy for F
@@ -122,5 +134,14 @@ impl Policy for ModelPolicy {
                 envelope.confine(*view.effective)
             }
         }
+    }
+
+    fn weigh(&mut self, view: &View<'_>, reference: Option<&Features>, knobs: KnobSet) -> Weights {
+        let features = features::state(self.schema, view);
+        let model = Model::read(&self.bytes);
+        let weights =
+            model.and_then(|model| weigh(&model, self.schema, &features, reference, knobs));
+        // As above, the same bytes passed before; an account may lack what a decision must not.
+        weights.unwrap_or_default()
     }
 }

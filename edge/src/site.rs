@@ -14,12 +14,13 @@ use nix::errno::Errno;
 
 use crate::apply::Paths;
 use crate::clock;
-use crate::config::{Config, QuietHours, Tune, bounds};
+use crate::config::{Config, Tune, bounds};
 use crate::connack::Credentials;
 use crate::control::{LiveBroker, Method, MethodName};
 use crate::elsewhere::{self, Elsewhere};
 use crate::fs::{self, FileError, Files, RealFiles};
 use crate::pid::{PID_VARIABLE, PidFinder};
+use crate::quiet::{QuietHours, Window};
 use crate::sampler::SamplerOptions;
 
 /// The environment variable that may name the drop-in.
@@ -79,6 +80,16 @@ pub enum SiteError {
         /// What the resolver said.
         reason: String,
     },
+    /// The zone of the quiet hours.
+    #[error(
+        "decide.time_zone: {zone}: {reason}; write localtime, a name of the zone database as in \"Europe/Berlin\" (package tzdata), or \"UTC0\""
+    )]
+    Zone {
+        /// The zone.
+        zone: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The drop-in's path from the environment.
     #[error("{DROP_IN_VARIABLE}={}: must be an absolute path that ends in .conf", path.display())]
     DropIn {
@@ -123,7 +134,9 @@ pub struct Site {
     /// Time between probes.
     pub probe_interval: Option<StdDuration>,
     /// Times without restarts.
-    pub quiet_hours: Vec<QuietHours>,
+    pub quiet_hours: QuietHours,
+    /// While it exists, nothing is changed.
+    pub kill_switch: PathBuf,
     config: Config,
 }
 
@@ -160,11 +173,9 @@ impl Site {
             interval: Duration::from_millis(decide.interval_ms.into()),
             probe_interval: (decide.probe_interval_ms > 0)
                 .then(|| StdDuration::from_millis(decide.probe_interval_ms.into())),
-            quiet_hours: decide
-                .quiet_hours_utc
-                .iter()
-                .filter_map(|t| QuietHours::parse(t))
-                .collect(),
+            quiet_hours: quiet_hours(config)?,
+            kill_switch: some_path(&config.agent.kill_switch_file)
+                .unwrap_or_else(|| config.agent.state_dir.join("kill-switch")),
             config: config.clone(),
         })
     }
@@ -321,12 +332,20 @@ fn envelope(config: &Config, elsewhere: &Elsewhere, broker: &LiveBroker) -> Enve
     }
 }
 
+fn quiet_hours(config: &Config) -> Result<QuietHours, SiteError> {
+    let zone = &config.decide.time_zone;
+    let windows = config.decide.quiet_hours.iter().filter_map(|text| Window::parse(text)).collect();
+    let failed = |reason| SiteError::Zone { zone: zone.clone(), reason };
+    QuietHours::new(windows, zone).map_err(failed)
+}
+
 fn rules(config: &Config) -> Rules {
     let decide = &config.decide;
     Rules {
         dwell: Duration::from_secs(decide.dwell_s.into()),
         verify_window: Duration::from_secs(decide.verify_window_s.into()),
         restarts_per_hour_max: decide.restarts_per_hour_max,
+        restarts_per_day_max: decide.restarts_per_day_max,
         allow_state_loss: decide.allow_state_loss,
         back_off: Duration::from_secs(decide.back_off_s.into()),
         worse_latency_us_min: config.targets.deadline_ms as f32 * WORSE_LATENCY_US_PER_MS,

@@ -1,22 +1,25 @@
 //! One decision, from the sample to the verified change.
 
-use std::fmt;
-
 use brokertuner_core::controller::{Decision, Health, HoldReason, Inputs, Outcome};
 use brokertuner_core::features::View;
-use brokertuner_core::knobs::{Apply, Scale};
+use brokertuner_core::knobs::Apply;
 use brokertuner_core::sample::{Metrics, Sample, Sys};
-use brokertuner_core::{Envelope, Instant, Knob, Setting, Settings};
+use brokertuner_core::{Duration, Envelope, Instant, Knob, Setting, Settings};
 
 use super::Agent;
 use crate::apply::{Applied, ApplyError, unix_s};
 use crate::clock;
+use crate::orders::Restraint;
+use crate::plan::Plan;
 use crate::ready;
 use crate::sampler::Link;
 use crate::state::How;
 
 /// Messages in the store that are the agent's own: a probe on its way.
 const OWN_STORED_MAX: u64 = 1;
+
+/// How often the broker's other files are looked at, besides before every change.
+const LOOK_AROUND_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Whether a decision is carried out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,44 +30,6 @@ pub enum Mode {
     Look,
 }
 
-/// A change: what, how and why.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Plan {
-    /// The drop-in before.
-    pub from: Settings,
-    /// The drop-in after.
-    pub to: Settings,
-    /// How it is made effective.
-    pub how: How,
-    /// Why.
-    pub why: String,
-    /// It undoes an earlier change.
-    pub is_roll_back: bool,
-}
-
-impl Plan {
-    /// One line per option that changes, as in `max_inflight_messages 20 -> 1000`.
-    #[must_use]
-    pub fn diff(&self) -> Vec<String> {
-        let shown = |knob: Knob, setting: Setting| match (setting.value(), knob.spec().scale) {
-            (None, _) => "(no line)".to_owned(),
-            (Some(value), Scale::Switch) => (value != 0).to_string(),
-            (Some(value), Scale::Log2) => value.to_string(),
-        };
-        let line = |knob: Knob| {
-            let (from, to) = (self.from.get(knob), self.to.get(knob));
-            format!("{knob} {} -> {}", shown(knob, from), shown(knob, to))
-        };
-        self.from.differing(&self.to).iter().map(line).collect()
-    }
-}
-
-impl fmt::Display for Plan {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} by {} ({})", self.diff().join(", "), self.how, self.why)
-    }
-}
-
 /// What a tick came to.
 #[derive(Debug)]
 pub enum Verdict {
@@ -72,6 +37,8 @@ pub enum Verdict {
     Blind(String),
     /// The drop-in is someone else's.
     HandsOff(String),
+    /// Something keeps the agent from changing anything.
+    Restrained(Restraint),
     /// No change, and why.
     Hold(HoldReason),
     /// This would be changed ([`Mode::Look`]).
@@ -108,7 +75,10 @@ impl Agent {
         }
         let sample = self.sampler.sample();
         self.metrics = self.meter.measure(&sample);
+        self.sample = Some(sample);
+        self.bound_packets();
         self.notice_process(mode);
+        self.look_around();
         let health = self.health();
         let tick = |agent: &Self, verdict| Tick {
             at: sample.at,
@@ -126,6 +96,11 @@ impl Agent {
             // It may be readable again the next time.
             Err(error) => return tick(self, Verdict::Blind(error.to_string())),
         }
+        if mode == Mode::Act
+            && let Some(verdict) = self.restrained(&sample)
+        {
+            return tick(self, verdict);
+        }
         let missing = self.blindness();
         let was_watching = self.controller.is_watching();
         if let Some(missing) = &missing
@@ -133,8 +108,7 @@ impl Agent {
         {
             return tick(self, Verdict::Blind(missing.clone()));
         }
-        let envelope =
-            Envelope { heap_bytes_max: sample.sys.get(Sys::HeapBytesMax), ..self.site.envelope };
+        let envelope = self.envelope(&sample);
         // After a change, missing figures are judged as well: they may be its effect.
         let wanted = match missing {
             Some(_) => *self.controller.written(),
@@ -145,12 +119,13 @@ impl Agent {
             envelope,
             health,
             state_at_risk: self.is_state_at_risk(&sample, &wanted),
-            quiet_hours: self.site.quiet_hours.iter().any(|hours| hours.contains(unix_s())),
+            quiet_hours: self.site.quiet_hours.contains(unix_s()),
             gain: None,
         };
         let decision = self.controller.step(sample.at, &inputs);
         if mode == Mode::Act && was_watching && !self.controller.is_watching() {
             self.note_good();
+            self.note_verified();
         }
         let verdict = match self.plan(&decision) {
             Err(reason) => Verdict::Hold(reason),
@@ -158,6 +133,72 @@ impl Agent {
             Ok(plan) => self.carry_out(plan, &decision, health),
         };
         tick(self, verdict)
+    }
+
+    /// The bounds with what was measured.
+    pub(super) fn envelope(&self, sample: &Sample) -> Envelope {
+        Envelope {
+            heap_bytes_max: sample.sys.get(Sys::HeapBytesMax),
+            packet_bytes_max: self.packet_bytes_bound,
+            ..self.site.envelope
+        }
+    }
+
+    /// The broker tells the size of no packet. None is larger than all that it received between two
+    /// updates, nor than all that it stores: too high a bound leaves a size limit too wide, which
+    /// harms nobody.
+    fn bound_packets(&mut self) {
+        let metrics = &self.metrics;
+        let received = metrics.bytes_received_per_s.zip(metrics.sys_period_s);
+        let Some((per_s, period_s)) = received else { return };
+        let bytes = (per_s * period_s).max(metrics.store_bytes.unwrap_or(0.0)).ceil();
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it saturates")]
+        let bytes = bytes as u64;
+        self.packet_bytes_bound = self.packet_bytes_bound.max(Some(bytes));
+    }
+
+    /// Where nothing may be changed, the policy is asked all the same, for what it would do. Ends
+    /// what a crash cut short as soon as that is permitted.
+    fn restrained(&mut self, sample: &Sample) -> Option<Verdict> {
+        if let Some(restraint) = self.restraint() {
+            if self.blindness().is_none() {
+                self.ask_policy(&self.envelope(sample));
+            }
+            self.was_restrained = true;
+            return Some(Verdict::Restrained(restraint));
+        }
+        if !std::mem::take(&mut self.was_restrained) && !self.is_recovery_due {
+            return None;
+        }
+        if self.is_recovery_due
+            && let Err(error) = self.recover()
+        {
+            // Each try may cost the clients a restart: a person must look.
+            self.controller.pause();
+            tracing::error!(%error, "A change that was cut short could not be ended.");
+            return Some(Verdict::Blind(error.to_string()));
+        }
+        // What was seen before it may be days old.
+        self.recall();
+        None
+    }
+
+    /// Notices what someone set in another of the broker's files since.
+    fn look_around(&mut self) {
+        let now = clock::now();
+        if now.saturating_duration_since(self.looked_around) < LOOK_AROUND_INTERVAL {
+            return;
+        }
+        self.looked_around = now;
+        let before = self.site.elsewhere.lines.clone();
+        if let Err(error) = self.site.look_again() {
+            // It may be readable again the next time.
+            tracing::debug!(%error, "The broker's other files could not be looked at.");
+            return;
+        }
+        for line in self.site.elsewhere.lines.iter().filter(|line| !before.contains(line)) {
+            tracing::warn!(%line, "An option is set elsewhere; edge lets go of it.");
+        }
     }
 
     /// Takes over what the agent that is at work has done since.
@@ -175,6 +216,7 @@ impl Agent {
         let said = error.to_string();
         if self.hands_off.as_ref() != Some(&said) {
             tracing::warn!(reason = %said, "Hands off.");
+            self.note_hands_off(error);
             self.hands_off = Some(said.clone());
         }
         said
@@ -200,7 +242,7 @@ impl Agent {
         }
     }
 
-    fn health(&self) -> Health {
+    pub(super) fn health(&self) -> Health {
         let metrics = &self.metrics;
         let is_up = self.sampler.link() == Link::Up;
         let dropped = metrics.publish_dropped_per_s.zip(metrics.publish_sent_per_s);
@@ -234,7 +276,7 @@ impl Agent {
         None
     }
 
-    fn ask_policy(&mut self, envelope: &Envelope) -> Settings {
+    pub(super) fn ask_policy(&mut self, envelope: &Envelope) -> Settings {
         let effective = *self.controller.effective();
         let view = View {
             metrics: &self.metrics,
@@ -242,7 +284,10 @@ impl Agent {
             site: &self.site.envelope.site,
             targets: &self.site.targets,
         };
-        let wanted = self.policy.want(&view, envelope);
+        let mut wanted = self.policy.want(&view, envelope);
+        if let Some(pinned) = &self.applier.state().pinned {
+            wanted = envelope.confine(wanted.with_stated(pinned));
+        }
         self.wanted = Some(wanted);
         wanted
     }
@@ -251,7 +296,7 @@ impl Agent {
     ///
     /// Persistence keeps them where it is on before and after, and where the database is known, so
     /// that the applier can see to a save.
-    fn is_state_at_risk(&self, sample: &Sample, wanted: &Settings) -> bool {
+    pub(super) fn is_state_at_risk(&self, sample: &Sample, wanted: &Settings) -> bool {
         let site = &self.site.envelope.site;
         let is_on = |settings: &Settings| settings.effective(Knob::Persistence, site) != 0;
         let is_kept = is_on(self.controller.effective()) && is_on(wanted);
@@ -269,6 +314,11 @@ impl Agent {
     fn plan(&self, decision: &Decision) -> Result<Plan, HoldReason> {
         let (settings, apply, why) = match *decision {
             Decision::Hold(reason) => return Err(reason),
+            Decision::Change { settings, apply: apply @ Apply::Restart }
+                if self.controller.requested().is_some() =>
+            {
+                (settings, apply, "asked for over HTTP".to_owned())
+            }
             Decision::Change { settings, apply } => (settings, apply, self.load()),
             Decision::RollBack { settings, apply, reason } => (settings, apply, reason.to_string()),
         };
@@ -296,13 +346,15 @@ impl Agent {
         format!("the policy's answer to: {}", shown.collect::<Vec<_>>().join(", "))
     }
 
-    fn carry_out(&mut self, plan: Plan, decision: &Decision, health: Health) -> Verdict {
+    pub(super) fn carry_out(&mut self, plan: Plan, decision: &Decision, health: Health) -> Verdict {
         if !plan.is_roll_back
             && let Some(refusal) = self.overridden_since(&plan)
         {
             return Verdict::Blind(refusal);
         }
-        tracing::info!(what = plan.diff().join(", "), how = %plan.how, why = %plan.why, "Changing the broker's settings.");
+        let account = self.account_of(&plan, health);
+        let inputs: Vec<_> = account.influences.iter().map(ToString::to_string).collect();
+        tracing::info!(id = account.id, what = plan.diff().join(", "), how = %plan.how, why = %plan.why, inputs = inputs.join(", "), "Changing the broker's settings.");
         let to = (plan.to != Settings::UNWRITTEN || self.applier.state().written.is_some())
             .then_some(plan.to);
         let applied = self.applier.apply(to, plan.how, &self.site.envelope.site);
@@ -315,7 +367,8 @@ impl Agent {
             self.note_good();
         }
         self.note_failures();
-        match applied {
+        self.forget_scheduled();
+        let verdict = match applied {
             Ok(applied) => {
                 self.process = Some(applied.ready.process);
                 let took_ms = u64::try_from(applied.took.as_millis()).unwrap_or(u64::MAX);
@@ -330,6 +383,17 @@ impl Agent {
                 }
                 Verdict::Failed(plan, error)
             }
+        };
+        self.conclude(account, &verdict);
+        verdict
+    }
+
+    /// What was asked for is done, or was tried.
+    fn forget_scheduled(&mut self) {
+        if self.controller.requested().is_none()
+            && let Err(error) = self.applier.remember(|state| state.scheduled = None)
+        {
+            tracing::warn!(%error, "That a request is dealt with could not be noted.");
         }
     }
 

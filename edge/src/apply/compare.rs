@@ -9,7 +9,7 @@ use crate::connack::Connack;
 use crate::state::{How, Intent};
 
 /// The drop-in between `from` and `to`: the site's values for reloadable options that are given up.
-pub(super) fn interim(
+pub(crate) fn interim(
     from: Option<Settings>,
     to: Option<Settings>,
     site: &SiteValues,

@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use brokertuner_core::Knob;
+use brokertuner_core::render::ParseError;
 
 use crate::control::ControlError;
 use crate::fs::FileError;
@@ -39,16 +40,24 @@ impl fmt::Display for Restored {
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
     /// Someone else changed our file.
-    #[error("{}: edited by hand since edge wrote it, so edge leaves it alone; to have it tuned again, stop edge, delete this file and edge.state in the state directory, reload the broker, start edge", path.display())]
+    #[error("{}: edited by hand since edge wrote it, so edge leaves it alone, until `edge resume`", path.display())]
     EditedByHand {
         /// The drop-in.
         path: PathBuf,
     },
     /// Someone removed our file.
-    #[error("{}: removed by hand since edge wrote it, so edge leaves it alone; to have it tuned again, stop edge, delete edge.state in the state directory, start edge", path.display())]
+    #[error("{}: removed by hand since edge wrote it, so edge leaves it alone, until `edge resume`", path.display())]
     Removed {
         /// The drop-in.
         path: PathBuf,
+    },
+    /// Someone put more into our file than we could write.
+    #[error("{}: {error}: edge would overwrite it; move what is not BrokerTuner's to a file of its own beside it, then `edge resume` again", path.display())]
+    Foreign {
+        /// The drop-in.
+        path: PathBuf,
+        /// The first line that is not ours.
+        error: ParseError,
     },
     /// A file could not be written; the broker was not asked for anything.
     #[error("{0}; nothing was changed")]

@@ -5,6 +5,7 @@
 //! fails after the rename puts the previous drop-in back and asks the broker again. `recover` ends
 //! what a crash cut short.
 
+mod adopt;
 mod compare;
 mod database;
 mod error;
@@ -19,7 +20,8 @@ use brokertuner_core::settings::SiteValues;
 use brokertuner_core::{Settings, render};
 use sha2::{Digest as _, Sha256};
 
-use compare::{interim, read_back, shown};
+pub(crate) use compare::interim;
+use compare::{read_back, shown};
 pub use error::{ApplyError, Restored};
 pub use recover::Recovery;
 
@@ -143,6 +145,19 @@ impl Applier {
         self.store.save(&*self.files, &self.state)
     }
 
+    /// The next decision's number. Stored with whatever is stored next: a change does that before
+    /// it begins.
+    pub fn number_decision(&mut self) -> u64 {
+        self.state.last_decision += 1;
+        self.state.last_decision
+    }
+
+    /// The directory of the agent's own records.
+    #[must_use]
+    pub fn state_dir(&self) -> &Path {
+        &self.paths.state_dir
+    }
+
     /// Reads the memory again, for one who only looks on; answers whether it has changed.
     ///
     /// # Errors
@@ -235,7 +250,11 @@ impl Applier {
     /// # Errors
     /// [`FileError`] where it can't be stored.
     pub fn mark_good(&mut self) -> Result<(), FileError> {
-        self.remember(|state| state.good = state.written)
+        self.remember(|state| {
+            if state.good != state.written {
+                (state.good_before, state.good) = (state.good, state.written);
+            }
+        })
     }
 
     /// Notes what the running broker shows: a restart by others makes effective what is written,
@@ -463,7 +482,8 @@ fn sha256(bytes: &[u8]) -> Digest {
 }
 
 /// Wall-clock seconds; 0 on a clock before 1970.
-pub(crate) fn unix_s() -> u64 {
+#[must_use]
+pub fn unix_s() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 

@@ -8,7 +8,7 @@ use anyhow::{anyhow, bail};
 use brokertuner_core::Duration;
 use brokertuner_core::controller::HoldReason;
 use brokertuner_core::knobs::Apply;
-use brokertuner_edge::agent::{Agent, Mode, Report, Tick, Verdict, drive};
+use brokertuner_edge::agent::{Agent, Call, Mode, Report, Tick, Verdict, drive};
 use brokertuner_edge::config::Config;
 use brokertuner_edge::sampler::{Link, SysStatus};
 
@@ -55,6 +55,7 @@ fn decide(config: &Config, mode: Mode) -> anyhow::Result<Report> {
         mode,
         interval,
         std::future::pending::<()>(),
+        &mut Call::queue().1,
         |agent, tick| match end_of(agent, tick, started, &mut change) {
             Some(end) => {
                 outcome = Some(end);
@@ -78,7 +79,7 @@ fn end_of(
         Verdict::HandsOff(reason) => Some(Err(anyhow!("{reason}"))),
         Verdict::Blind(reason) if is_hopeless(agent, started) => Some(Err(anyhow!("{reason}"))),
         Verdict::Blind(_) => None,
-        Verdict::Planned(_) | Verdict::Failed(..) => Some(Ok(report())),
+        Verdict::Planned(_) | Verdict::Failed(..) | Verdict::Restrained(_) => Some(Ok(report())),
         Verdict::Changed(plan, _) if plan.is_roll_back => Some(Ok(report())),
         Verdict::Changed(..) => {
             *change = Some(report());

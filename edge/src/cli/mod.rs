@@ -2,6 +2,9 @@
 
 mod config;
 mod decide;
+mod doctor;
+mod explain;
+mod orders;
 mod run;
 mod status;
 
@@ -17,6 +20,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use brokertuner_edge::config::Config;
+use brokertuner_edge::orders::Order;
 use brokertuner_edge::policy::ModelPolicy;
 use brokertuner_edge::site::{Environment, Site};
 
@@ -59,6 +63,41 @@ enum Verb {
     ///
     /// Exit status 1 where no agent is running.
     Status,
+    /// Tells what a decision was, why it was made, what came of it, and how to undo it by hand.
+    ///
+    /// Without ID: a line for each decision that is still known. Exit status 1 where there is none.
+    Explain {
+        /// The number of the decision, as the log, `status` and the orders show it.
+        id: Option<u64>,
+    },
+    /// Stops changing things until `edge resume`; the broker keeps its settings.
+    ///
+    /// This and the other orders are carried out by the running agent, else on the spot; they
+    /// outlast a restart of agent and machine. Exit status 1 where an order was not carried out.
+    Pause,
+    /// Tunes again: after `pause`, `rollback`, `off`, too many failures, or a change of the drop-in
+    /// by hand, whose values are taken over.
+    Resume,
+    /// Goes back to the settings that were good before the present ones, and pauses.
+    Rollback {
+        /// Also where the restart that it takes would lose sessions or messages.
+        #[arg(long)]
+        allow_state_loss: bool,
+    },
+    /// Stops changing things for good, until `edge resume`.
+    Off {
+        /// Also remove what was written, so that the site's own values hold again.
+        #[arg(long)]
+        restore: bool,
+        /// Restart for that also where it would lose sessions or messages.
+        #[arg(long, requires = "restore")]
+        allow_state_loss: bool,
+    },
+    /// Examines this machine: files and rights, the broker and its version, $SYS, process, limits.
+    ///
+    /// Changes nothing. Each line that is not good has its remedy. Exit status 1 where something
+    /// is wrong.
+    Doctor,
     /// Checks a configuration file and reports every fault; touches nothing.
     CheckConfig {
         /// The file to check.
@@ -77,6 +116,18 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
         Verb::Once { dry_run } => decide::once(&load(&arguments.config)?, dry_run, json),
         Verb::Advise => decide::advise(&load(&arguments.config)?, json),
         Verb::Status => status::status(&load(&arguments.config)?, json),
+        Verb::Explain { id } => explain::explain(&load(&arguments.config)?, id, json),
+        Verb::Pause => orders::give(&load(&arguments.config)?, &Order::Pause, json),
+        Verb::Resume => orders::give(&load(&arguments.config)?, &Order::Resume, json),
+        Verb::Rollback { allow_state_loss } => {
+            let order = Order::Rollback { allow_state_loss };
+            orders::give(&load(&arguments.config)?, &order, json)
+        }
+        Verb::Off { restore, allow_state_loss } => {
+            let order = Order::Off { restore, allow_state_loss };
+            orders::give(&load(&arguments.config)?, &order, json)
+        }
+        Verb::Doctor => doctor::examine(&arguments.config, json),
         Verb::CheckConfig { file } => config::check(&file, json),
         Verb::DefaultConfig => {
             print(&Config::default_file())?;

@@ -2,10 +2,12 @@
 
 use std::ops::ControlFlow;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
-use brokertuner_edge::agent::{Agent, Mode, Report, StatusFile, Tick, Verdict, drive};
+use brokertuner_edge::agent::{Agent, Call, Mode, Report, StatusFile, Tick, Verdict, drive};
 use brokertuner_edge::config::Config;
+use brokertuner_edge::service::{Board, HttpOptions, Listen, Service, Token};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{event_loop, prepare, print};
@@ -23,9 +25,14 @@ pub(super) fn run(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
             tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
         };
         let mut agent = Agent::start(site, Box::new(policy))?;
+        let (call, mut calls) = Call::queue();
+        let board = Board::default();
+        let http = http_options(config)?.map(|options| (options, board.clone()));
+        let is_http = http.is_some();
+        let _service = Service::start(&config.agent.state_dir, http, call)?;
         tracing::info!(%address, drop_in = %agent.applier().drop_in().display(), "Started.");
         let mut teller = Teller::default();
-        drive(&mut agent, Mode::Act, interval, stop, |agent, tick| {
+        drive(&mut agent, Mode::Act, interval, stop, &mut calls, |agent, tick| {
             let report = Report::of(agent, tick);
             teller.log(tick);
             if let Err(error) = status.write(&report) {
@@ -37,12 +44,30 @@ pub(super) fn run(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
                     teller.log_once(&format!("{error:#}"));
                 }
             }
+            if is_http {
+                board.put(report);
+            }
             ControlFlow::Continue(())
         })
         .await;
         tracing::info!("Stopped; the broker keeps its settings.");
         Ok(ExitCode::SUCCESS)
     })
+}
+
+/// How HTTP is served, where it is.
+fn http_options(config: &Config) -> anyhow::Result<Option<HttpOptions>> {
+    let Some(listen) = Listen::parse(&config.http.listen) else { return Ok(None) };
+    let token = match config.http.token_file.as_path() {
+        file if file.as_os_str().is_empty() => None,
+        file => Some(Token::read(file).context("http.token_file")?),
+    };
+    let control = &config.control;
+    // Three ticks, and the longest that a change and its undoing may take.
+    let change_s = 5 * control.ready_timeout_s + 2 * control.command_timeout_s;
+    let tick_max = Duration::from_millis(3 * u64::from(config.decide.interval_ms))
+        + Duration::from_secs(change_s.into());
+    Ok(Some(HttpOptions { listen, token, tick_max }))
 }
 
 /// Logs what is new, and what is not new at debug level.
@@ -57,6 +82,7 @@ impl Teller {
         let said = match &tick.verdict {
             Verdict::Hold(reason) => reason.to_string(),
             Verdict::Blind(reason) => reason.clone(),
+            Verdict::Restrained(restraint) => restraint.to_string(),
             // Logged where they happen.
             Verdict::HandsOff(_) | Verdict::Planned(_) => return,
             Verdict::Changed(..) | Verdict::Failed(..) => {

@@ -16,9 +16,9 @@ use serde::{Deserialize, Serialize};
 use crate::control::MethodName;
 use crate::fs::{self, FileError, Files, RealFiles};
 use crate::pid::PidSource;
+use crate::quiet::MACHINES_ZONE;
 use section::{Section, sections};
 
-pub use check::QuietHours;
 pub(crate) use check::bounds;
 
 sections! {
@@ -105,8 +105,14 @@ sections! {
         verify_window_s: u32 = 30,
         /// Restarts in any 60 minutes. 0 to 32; 0: the agent never restarts the broker.
         restarts_per_hour_max: u8 = 4,
-        /// Times of day in UTC without restarts, as in ["22:00-06:00", "12:00-13:00"].
-        quiet_hours_utc: Vec<String> = Vec::new(),
+        /// Restarts in any 24 hours. 0 to 64; 0: the agent never restarts the broker.
+        restarts_per_day_max: u8 = 12,
+        /// Times of day without restarts, as in ["22:00-06:00", "12:00-13:00"], by the clock on
+        /// the wall.
+        quiet_hours: Vec<String> = Vec::new(),
+        /// The zone of that clock: localtime (the machine's own), or as in "Europe/Berlin" or
+        /// "UTC0".
+        time_zone: String = MACHINES_ZONE.into(),
         /// Restart although offline sessions or stored messages would be lost.
         allow_state_loss: bool = false,
         /// Wait after a change that had to be taken back, in seconds; doubles with each further one.
@@ -118,8 +124,22 @@ sections! {
     Agent {
         /// Directory of its own records, writable by it.
         state_dir: PathBuf = PathBuf::from("/var/lib/brokertuner"),
+        /// While this file exists, nothing is changed at all. Empty: kill-switch in state_dir.
+        kill_switch_file: PathBuf = PathBuf::new(),
         /// error, warn, info, debug or trace; the environment variable RUST_LOG goes before it.
         log_level: String = "info".into(),
+    }
+
+    /// Reading and setting over HTTP: POST /apply_knobs, GET /status, /healthz, /metrics.
+    Http {
+        /// Where to listen: "unix:/run/brokertuner/http.sock", or as in "127.0.0.1:9188". Empty:
+        /// nowhere.
+        listen: String = String::new(),
+        /// File with the token that every write needs, on its first line; readable by the agent
+        /// only. Empty: nothing can be written.
+        token_file: PathBuf = PathBuf::new(),
+        /// Listen on another address than loopback; then reading needs the token too.
+        allow_remote: bool = false,
     }
 
     /// The rules of one option.
@@ -164,6 +184,8 @@ pub struct Config {
     pub decide: Decide,
     /// `[agent]`
     pub agent: Agent,
+    /// `[http]`
+    pub http: Http,
     /// `[knobs.NAME]`, for options with rules of their own.
     pub knobs: BTreeMap<&'static str, KnobRules>,
 }
@@ -267,6 +289,9 @@ impl Config {
         write_section(&mut out, "targets", "What the site asks of the broker.", &config.targets);
         write_section(&mut out, "decide", "When a change is made.", &config.decide);
         write_section(&mut out, "agent", "The agent itself.", &config.agent);
+        let about =
+            "Reading and setting over HTTP: POST /apply_knobs, GET /status, /healthz, /metrics.";
+        write_section(&mut out, "http", about, &config.http);
         write_knobs(&mut out);
         out
     }

@@ -9,8 +9,8 @@ use toml::de::{DeTable, DeValue};
 use super::section::Section;
 use super::{Config, Fault, KnobRules, check};
 
-const SECTIONS: [&str; 8] =
-    ["broker", "pid", "control", "model", "targets", "decide", "agent", "knobs"];
+const SECTIONS: [&str; 9] =
+    ["broker", "pid", "control", "model", "targets", "decide", "agent", "http", "knobs"];
 
 /// Faults so far, and the line of every option that was given.
 pub(super) struct Reader<'t> {
@@ -61,6 +61,7 @@ impl Config {
             "targets" => reader.section(name, table, &mut self.targets),
             "decide" => reader.section(name, table, &mut self.decide),
             "agent" => reader.section(name, table, &mut self.agent),
+            "http" => reader.section(name, table, &mut self.http),
             "knobs" => self.read_knobs(reader, table),
             _ => reader.fault(Some(line), name, unknown(name, &SECTIONS, "section")),
         }

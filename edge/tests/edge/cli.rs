@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 use super::broker::{Broker, eventually};
 use super::model;
 
-fn edge(arguments: &[&str]) -> Command {
+pub(super) fn edge(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_edge"));
     command.args(arguments).env_remove("MOSQUITTO_PID").env_remove("MOSQUITTO_TUNER_CONFIG");
     command.env_remove("RUST_LOG");
@@ -29,14 +29,14 @@ fn run(arguments: &[&str]) -> (i32, String, String) {
     ended(&edge(arguments).output().unwrap())
 }
 
-fn on(config: &Path, arguments: &[&str]) -> (i32, String, String) {
+pub(super) fn on(config: &Path, arguments: &[&str]) -> (i32, String, String) {
     let mut all = arguments.to_vec();
     all.extend(["--config", config.to_str().unwrap()]);
     run(&all)
 }
 
 /// Ends the agent when the test ends, however.
-struct Running(Child);
+pub(super) struct Running(pub(super) Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -46,7 +46,7 @@ impl Drop for Running {
 }
 
 /// Both kinds of options: one reload and one restart, or one restart for all.
-const WIDE: [(Knob, u64); 4] = [
+pub(super) const WIDE: [(Knob, u64); 4] = [
     (Knob::InflightMessagesMax, 1000),
     (Knob::QueuedMessagesMax, 10_000),
     (Knob::TcpNodelay, 1),
