@@ -89,7 +89,8 @@ fn verify_model_says_what_is_wrong_with_a_file() {
     let refusal = |bytes: &[u8]| {
         fs::write(&file, bytes).unwrap();
         let (code, out, err) = on(&strict, &["verify-model", name]);
-        (code == 1).then_some(out).unwrap_or_else(|| panic!("exit {code}: {err}"))
+        assert_eq!(code, 1, "{out}{err}");
+        out
     };
     assert!(refusal(&plain).contains("not signed"));
     let stranger = SigningKey::of_seed([8; 32]);
