@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::command::{self, CommandError};
 use crate::connack::{self, Connack, ConnackError, Credentials};
 use crate::pid::{self, PidError, PidFinder, ProcessId};
+use crate::tls::Tls;
 
 const SAVE_POLL: Duration = Duration::from_millis(20);
 
@@ -133,6 +134,8 @@ pub struct LiveBroker {
     pub client_id: String,
     /// User and password, where it asks for them.
     pub credentials: Option<Credentials>,
+    /// How to connect by TLS; `None`: plainly.
+    pub tls: Option<Tls>,
     /// How its process is found.
     pub finder: PidFinder,
     /// How it is made to reload.
@@ -228,6 +231,6 @@ impl Broker for LiveBroker {
 
     fn answer(&self) -> Result<Connack, ConnackError> {
         let login = self.credentials.as_ref();
-        connack::probe(self.address, &self.client_id, login, self.answer_timeout)
+        connack::probe(self.address, &self.client_id, login, self.tls.as_ref(), self.answer_timeout)
     }
 }

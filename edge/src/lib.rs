@@ -17,3 +17,4 @@ pub mod ready;
 pub mod sampler;
 pub mod site;
 pub mod state;
+pub mod tls;

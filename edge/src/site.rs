@@ -21,22 +21,29 @@ use crate::elsewhere::{self, Elsewhere};
 use crate::fs::{self, FileError, Files, RealFiles};
 use crate::pid::{PID_VARIABLE, PidFinder};
 use crate::sampler::SamplerOptions;
+use crate::tls::{Tls, TlsError, TlsFiles};
 
 /// The environment variable that may name the drop-in.
 pub const DROP_IN_VARIABLE: &str = "MOSQUITTO_TUNER_CONFIG";
+/// Set by systemd for services with credentials.
+const CREDENTIALS_VARIABLE: &str = "CREDENTIALS_DIRECTORY";
+/// What a path begins with that is the name of a credential.
+const CREDENTIAL_PREFIX: &str = "credential:";
 /// Where the drop-in lies on Debian.
 pub const DROP_IN_DEFAULT: &str = "/etc/mosquitto/conf.d/zz-brokertuner.conf";
 /// A probe that takes less than a quarter of the deadline harms nobody.
 const WORSE_LATENCY_US_PER_MS: f32 = 1000.0 / 4.0;
 const ANSWER_TIMEOUT: StdDuration = StdDuration::from_secs(2);
 
-/// The two environment variables that count, read once.
+/// The environment variables that count, read once.
 #[derive(Debug, Clone, Default)]
 pub struct Environment {
     /// `MOSQUITTO_PID`
     pub pid: Option<String>,
     /// `MOSQUITTO_TUNER_CONFIG`
     pub drop_in: Option<OsString>,
+    /// `CREDENTIALS_DIRECTORY`, where systemd puts the credentials of a service.
+    pub credentials: Option<PathBuf>,
 }
 
 impl Environment {
@@ -46,6 +53,20 @@ impl Environment {
         Self {
             pid: std::env::var(PID_VARIABLE).ok().filter(|text| !text.is_empty()),
             drop_in: std::env::var_os(DROP_IN_VARIABLE).filter(|text| !text.is_empty()),
+            credentials: std::env::var_os(CREDENTIALS_VARIABLE).map(PathBuf::from),
+        }
+    }
+}
+
+impl Environment {
+    /// The file that `path` means: itself, or a credential.
+    fn file(&self, key: &'static str, path: PathBuf) -> Result<PathBuf, SiteError> {
+        let name = path.to_str().and_then(|text| text.strip_prefix(CREDENTIAL_PREFIX));
+        let Some(name) = name else { return Ok(path) };
+        match &self.credentials {
+            // systemd's names have no slash; a path would lead out of the directory.
+            Some(dir) if !name.contains('/') => Ok(dir.join(name)),
+            _ => Err(SiteError::NoCredentials { key, name: name.into() }),
         }
     }
 }
@@ -71,6 +92,19 @@ pub enum SiteError {
         /// What is wrong with it.
         what: &'static str,
     },
+    /// A credential where systemd passed none.
+    #[error(
+        "{key}: credential:{name}: this process has no credentials ($CREDENTIALS_DIRECTORY); start it by systemd with LoadCredential={name}:FILE, or name a file"
+    )]
+    NoCredentials {
+        /// The option.
+        key: &'static str,
+        /// The credential.
+        name: String,
+    },
+    /// TLS can't be used as configured.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The host has no address.
     #[error("broker.host: {host}: {reason}; write an address, as in \"127.0.0.1\"")]
     Host {
@@ -196,6 +230,7 @@ impl Site {
             // Not the CONNACK probe's: the same one would end this connection.
             client_id: format!("{}-sampler", self.broker.client_id),
             credentials: self.broker.credentials.clone(),
+            tls: self.broker.tls.clone(),
             probe_interval: self.probe_interval,
             clock: clock::now,
         }
@@ -252,10 +287,14 @@ fn live_broker(
         MethodName::Command => Method::Command(command.to_vec()),
         MethodName::None => Method::None,
     };
-    let credentials = match some_path(&config.broker.user_file) {
+    let file = |key, path: &Path| match some_path(path) {
+        Some(path) => environment.file(key, path).map(Some),
+        None => Ok(None),
+    };
+    let credentials = match file("broker.user_file", &config.broker.user_file)? {
         Some(user_file) => Some(Credentials {
             user: secret("broker.user_file", &user_file)?,
-            password: match some_path(&config.broker.password_file) {
+            password: match file("broker.password_file", &config.broker.password_file)? {
                 Some(path) => secret("broker.password_file", &path)?,
                 None => String::new(),
             },
@@ -267,6 +306,7 @@ fn live_broker(
         // `edge advise` beside `edge run` must not take its connection over.
         client_id: format!("{}-{}", config.broker.client_id, std::process::id()),
         credentials,
+        tls: tls(config, environment)?,
         finder: PidFinder {
             source: pid.source,
             pid: (pid.pid > 0).then_some(pid.pid),
@@ -280,6 +320,22 @@ fn live_broker(
         command_timeout: StdDuration::from_secs(control.command_timeout_s.into()),
         answer_timeout: ANSWER_TIMEOUT,
     })
+}
+
+/// How to connect by TLS, where a CA is configured.
+fn tls(config: &Config, environment: &Environment) -> Result<Option<Tls>, SiteError> {
+    let broker = &config.broker;
+    let Some(ca) = some_path(&broker.ca_file) else { return Ok(None) };
+    let client = match (some_path(&broker.cert_file), some_path(&broker.key_file)) {
+        (Some(cert), Some(key)) => Some((
+            environment.file("broker.cert_file", cert)?,
+            environment.file("broker.key_file", key)?,
+        )),
+        _ => None,
+    };
+    let ca = environment.file("broker.ca_file", ca)?;
+    let files = TlsFiles { ca, client, name: some_text(&broker.tls_name) };
+    Ok(Some(Tls::load(&files, &broker.host)?))
 }
 
 /// The first line of a secret's file.
@@ -419,8 +475,10 @@ mod tests {
 
     #[test]
     fn the_environment_names_the_drop_in_only_where_the_file_does_not() {
-        let environment =
-            |path: &str| Environment { pid: None, drop_in: Some(OsString::from(path)) };
+        let environment = |path: &str| Environment {
+            drop_in: Some(OsString::from(path)),
+            ..Environment::default()
+        };
         let none = Path::new("");
         let path = |configured: &Path, environment: &Environment| {
             drop_in_path(configured, environment).map(|path| path.display().to_string())

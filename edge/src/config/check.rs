@@ -112,6 +112,18 @@ fn check_broker(config: &Config, reader: &mut Reader<'_>) {
     if broker.password_file != no_path && broker.user_file == no_path {
         reader.wrong("broker.password_file", "needs broker.user_file beside it".into());
     }
+    for (key, file, beside, other) in [
+        ("broker.cert_file", &broker.cert_file, "broker.ca_file", &broker.ca_file),
+        ("broker.cert_file", &broker.cert_file, "broker.key_file", &broker.key_file),
+        ("broker.key_file", &broker.key_file, "broker.cert_file", &broker.cert_file),
+    ] {
+        if *file != no_path && *other == no_path {
+            reader.wrong(key, format!("needs {beside} beside it"));
+        }
+    }
+    if !broker.tls_name.is_empty() && broker.ca_file == no_path {
+        reader.wrong("broker.tls_name", "needs broker.ca_file beside it".into());
+    }
     if broker.drop_in != no_path {
         let name = broker.drop_in.file_name().map(std::ffi::OsStr::as_encoded_bytes);
         if !name.is_some_and(|name| name.len() > 5 && name.ends_with(b".conf")) {

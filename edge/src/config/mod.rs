@@ -26,8 +26,18 @@ sections! {
     Broker {
         /// Where the broker listens. Loopback: the agent sits beside it.
         host: String = "127.0.0.1".into(),
-        /// The broker's plain (not TLS) port.
+        /// The broker's port; its TLS one where ca_file is set.
         port: u16 = 1883,
+        /// Certificates (PEM) that the broker's own must be signed by: connect by TLS, and verify it.
+        /// Empty: connect plainly.
+        ca_file: PathBuf = PathBuf::new(),
+        /// The agent's certificate and key (PEM), where the broker demands one.
+        cert_file: PathBuf = PathBuf::new(),
+        /// Readable by the agent only. This file and those of user and password may also be systemd
+        /// credentials: "credential:NAME" is the file NAME in $CREDENTIALS_DIRECTORY.
+        key_file: PathBuf = PathBuf::new(),
+        /// The name in the broker's certificate; empty: host.
+        tls_name: String = String::new(),
         /// MQTT client identifier; two agents on one broker need two.
         client_id: String = "brokertuner-edge".into(),
         /// File with the user name on its first line; empty: the broker asks for none.

@@ -9,3 +9,4 @@ mod kill;
 mod model;
 mod models;
 mod sampler;
+mod tls;
