@@ -6,6 +6,7 @@ use brokertuner_core::controller::{Decision, Health, HoldReason, Inputs, Outcome
 use brokertuner_core::features::View;
 use brokertuner_core::knobs::{Apply, Scale};
 use brokertuner_core::sample::{Metrics, Sample, Sys};
+use brokertuner_core::trace::Record;
 use brokertuner_core::{Envelope, Instant, Knob, Setting, Settings};
 
 use super::Agent;
@@ -93,6 +94,8 @@ pub struct Tick {
     pub metrics: Metrics,
     /// How the broker does.
     pub health: Health,
+    /// All that it rests on, as a trace keeps it: before the decision.
+    pub record: Record,
     /// What the policy wants; `None` where it was not asked.
     pub wanted: Option<Settings>,
     /// What came of it.
@@ -113,8 +116,10 @@ impl Agent {
         self.metrics = self.meter.measure(&sample);
         self.notice_process(mode);
         let health = self.health();
+        let record = self.record(sample, health);
         let tick = |agent: &Self, verdict| Tick {
             at: sample.at,
+            record,
             metrics: agent.metrics,
             health,
             wanted: agent.wanted,
@@ -150,7 +155,7 @@ impl Agent {
             envelope,
             health,
             state_at_risk: self.is_state_at_risk(&sample, &wanted),
-            quiet_hours: self.site.quiet_hours.iter().any(|hours| hours.contains(unix_s())),
+            quiet_hours: record.quiet_hours,
             gain: None,
         };
         let decision = self.controller.step(sample.at, &inputs);
@@ -206,6 +211,22 @@ impl Agent {
         {
             tracing::warn!(%error, "What the broker runs with could not be noted.");
         }
+    }
+
+    fn record(&self, sample: Sample, health: Health) -> Record {
+        Record {
+            sample,
+            written: *self.controller.written(),
+            effective: *self.controller.effective(),
+            is_serving: health.is_serving,
+            state_at_risk: self.is_state_at_risk(&sample, self.controller.written()),
+            quiet_hours: self.is_quiet(),
+        }
+    }
+
+    /// Whether the site forbids restarts now.
+    fn is_quiet(&self) -> bool {
+        self.site.quiet_hours.iter().any(|hours| hours.contains(unix_s()))
     }
 
     fn health(&self) -> Health {

@@ -2,6 +2,7 @@
 
 mod config;
 mod decide;
+mod record;
 mod run;
 mod status;
 mod verify;
@@ -58,6 +59,17 @@ enum Verb {
     },
     /// Tells what it would do and why; changes nothing.
     Advise,
+    /// Records what the agent sees into a trace, for `host inspect` and `host replay`; changes
+    /// nothing, needs no model.
+    ///
+    /// Ends by --duration-s, --bytes-max, SIGTERM or SIGINT. Exit status 1 where nothing was
+    /// recorded.
+    Record {
+        /// The trace to write; an existing file is not overwritten.
+        file: PathBuf,
+        #[command(flatten)]
+        limits: record::Limits,
+    },
     /// Shows what the running agent last decided, and every option's values.
     ///
     /// Exit status 1 where no agent is running.
@@ -86,6 +98,9 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
         Verb::Run => run::run(&load(&arguments.config)?, json),
         Verb::Once { dry_run } => decide::once(&load(&arguments.config)?, dry_run, json),
         Verb::Advise => decide::advise(&load(&arguments.config)?, json),
+        Verb::Record { file, limits } => {
+            record::record(&load(&arguments.config)?, &file, limits, json)
+        }
         Verb::Status => status::status(&load(&arguments.config)?, json),
         Verb::VerifyModel { file } => verify::verify(&file, &arguments.config, json),
         Verb::CheckConfig { file } => config::check(&file, json),

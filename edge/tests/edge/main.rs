@@ -8,5 +8,6 @@ mod cli;
 mod kill;
 mod model;
 mod models;
+mod record;
 mod sampler;
 mod tls;

@@ -136,10 +136,11 @@ pub(super) fn schema_of(state_dim: usize) -> Result<Schema> {
     })
 }
 
-/// Say what a model file holds.
+/// Say what a model file, or a trace of `edge record`, holds.
 #[derive(Debug, clap::Args)]
 pub(crate) struct InspectArgs {
-    /// The model file.
+    /// The file.
+    #[arg(value_name = "FILE")]
     model: PathBuf,
     /// As one JSON document.
     #[arg(long)]
@@ -171,6 +172,9 @@ impl InspectArgs {
     /// # Errors
     /// A file that is no model; the message says what does not fit.
     pub(crate) fn run(&self) -> Result<Answer> {
+        if super::replay::is_trace(&self.model) {
+            return super::replay::inspect(&self.model, self.json);
+        }
         let name = self.model.display();
         let bytes = read_model(&self.model)?;
         let model = Model::read(&bytes).with_context(|| format!("{name} cannot be used"))?;
@@ -202,7 +206,7 @@ impl InspectArgs {
     }
 }
 
-fn lines(json: &serde_json::Value) -> String {
+pub(super) fn lines(json: &serde_json::Value) -> String {
     let fields = json.as_object().into_iter().flatten().filter(|(key, _)| *key != "version");
     fields
         .map(|(key, value)| match value {
