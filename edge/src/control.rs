@@ -82,6 +82,14 @@ pub enum ControlError {
         /// The system's answer.
         errno: Errno,
     },
+    /// The privileged helper did not do it.
+    #[error("the helper did not {verb} the broker: {source}")]
+    Helper {
+        /// `reload` or `restart`.
+        verb: &'static str,
+        /// Why.
+        source: std::io::Error,
+    },
     /// The broker did not save its state.
     #[error("the broker did not write {} within {timeout_s} s of SIGUSR1, so a restart could lose what it holds; correct broker.database, or see its log", path.display())]
     NotSaved {

@@ -19,6 +19,7 @@ use crate::connack::Credentials;
 use crate::control::{LiveBroker, Method, MethodName};
 use crate::elsewhere::{self, Elsewhere};
 use crate::fs::{self, FileError, Files, RealFiles};
+use crate::helper::Client;
 use crate::pid::{PID_VARIABLE, PidFinder};
 use crate::sampler::SamplerOptions;
 use crate::tls::{Tls, TlsError, TlsFiles};
@@ -134,6 +135,8 @@ pub enum SiteError {
 pub struct Site {
     /// The broker.
     pub broker: LiveBroker,
+    /// Who does what needs rights; `None`: the agent itself.
+    pub helper: Option<Client>,
     /// Where is written.
     pub paths: Paths,
     /// How long readiness may take.
@@ -181,7 +184,15 @@ impl Site {
         let database = some_path(&config.broker.database).or_else(|| elsewhere.database.clone());
         let broker = live_broker(config, environment, address)?;
         let decide = &config.decide;
+        let helper = config.helper.r#use.then(|| Client {
+            socket: config.helper.socket.clone(),
+            // A save and a restart, and some.
+            timeout: broker.command_timeout * 2 + ANSWER_TIMEOUT,
+        });
+        let mut broker = broker;
+        broker.finder.helper.clone_from(&helper);
         Ok(Self {
+            helper,
             paths: Paths { drop_in, state_dir: config.agent.state_dir.clone(), database },
             ready_timeout: StdDuration::from_secs(config.control.ready_timeout_s.into()),
             main_conf,
@@ -314,6 +325,7 @@ fn live_broker(
             pid_file: some_path(&pid.pid_file),
             unit: some_text(&pid.unit),
             address,
+            helper: None,
         },
         reload: method(control.reload, &control.reload_command),
         restart: method(control.restart, &control.restart_command),

@@ -153,8 +153,15 @@ impl Agent {
 
     /// The agent, and what is wrong with its memory.
     fn open(site: Site, policy: Box<dyn Policy>) -> Result<(Self, Option<StateError>), StartError> {
-        let (files, broker) = (Box::new(RealFiles), Box::new(site.broker.clone()));
-        let (applier, damage) = Applier::open(files, broker, site.paths.clone())?;
+        let (paths, broker) = (site.paths.clone(), site.broker.clone());
+        let (applier, damage) = match site.helper.clone() {
+            None => Applier::open(Box::new(RealFiles), Box::new(broker), paths)?,
+            Some(helper) => {
+                let database = paths.database.as_deref();
+                let (files, broker) = helper.seams(broker, &paths.drop_in, database);
+                Applier::open(Box::new(files), Box::new(broker), paths)?
+            }
+        };
         let applier = applier.with_ready_timeout(site.ready_timeout);
         let sampler = Sampler::start(site.sampler_options(), site.broker.finder.clone());
         let sampler = sampler.map_err(StartError::Sampler)?;

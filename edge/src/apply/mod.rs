@@ -20,6 +20,7 @@ use brokertuner_core::{Settings, render};
 use sha2::{Digest as _, Sha256};
 
 use compare::{interim, read_back, shown};
+pub(crate) use database::set_aside;
 pub use error::{ApplyError, Restored};
 pub use recover::Recovery;
 

@@ -2,6 +2,7 @@
 
 mod config;
 mod decide;
+mod helper;
 mod record;
 mod run;
 mod status;
@@ -74,6 +75,14 @@ enum Verb {
     ///
     /// Exit status 1 where no agent is running.
     Status,
+    /// Does what needs rights for an agent without them: a few fixed requests over a socket.
+    ///
+    /// Started by brokertuner-helper.socket for one request on stdin; elsewhere with --listen.
+    Helper {
+        /// Listen here and serve until the end of time.
+        #[arg(long, value_name = "SOCKET")]
+        listen: Option<PathBuf>,
+    },
     /// Verifies a model file as the agent would: format, tables, signature, counter.
     ///
     /// Without a configuration file the default one counts. Exit status 1 where it is refused.
@@ -102,6 +111,7 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
             record::record(&load(&arguments.config)?, &file, limits, json)
         }
         Verb::Status => status::status(&load(&arguments.config)?, json),
+        Verb::Helper { listen } => helper::helper(&load(&arguments.config)?, listen.as_deref()),
         Verb::VerifyModel { file } => verify::verify(&file, &arguments.config, json),
         Verb::CheckConfig { file } => config::check(&file, json),
         Verb::DefaultConfig => {

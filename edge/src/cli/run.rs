@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use anyhow::Context;
 use brokertuner_edge::agent::{Agent, Mode, Report, StatusFile, Tick, Verdict, drive};
 use brokertuner_edge::config::Config;
+use brokertuner_edge::notify;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{event_loop, prepare, print};
@@ -31,6 +32,8 @@ pub(super) fn run(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
             tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
         };
         let mut agent = Agent::start(site, Box::new(policy))?;
+        notify::ready();
+        tokio::spawn(notify::feed_watchdog());
         tracing::info!(%address, drop_in = %agent.applier().drop_in().display(), "Started.");
         let mut teller = Teller::default();
         drive(&mut agent, Mode::Act, interval, stop, |agent, tick| {
@@ -48,6 +51,7 @@ pub(super) fn run(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
             ControlFlow::Continue(())
         })
         .await;
+        notify::stopping();
         tracing::info!("Stopped; the broker keeps its settings.");
         Ok(ExitCode::SUCCESS)
     })
@@ -81,6 +85,7 @@ impl Teller {
             Verdict::Unsure(_) => tracing::warn!(reason = %said, "Holding."),
             _ => tracing::info!(reason = %said, "Holding."),
         }
+        notify::status(&said);
         self.last = Some(said);
     }
 

@@ -85,6 +85,16 @@ sections! {
         ready_timeout_s: u32 = 20,
     }
 
+    /// The privileged helper (`edge helper`), so that the agent itself needs no rights.
+    Helper {
+        /// Have it write the drop-in, and reload and restart the broker in the ways of [control].
+        r#use: bool = false,
+        /// Where it listens.
+        socket: PathBuf = PathBuf::from("/run/brokertuner/helper.sock"),
+        /// The user that the agent runs as: the helper answers nobody else, and root.
+        user: String = "brokertuner".into(),
+    }
+
     /// What decides.
     Model {
         /// The model file, made by `host train` and `host export`.
@@ -171,6 +181,8 @@ pub struct Config {
     pub pid: Pid,
     /// `[control]`
     pub control: Control,
+    /// `[helper]`
+    pub helper: Helper,
     /// `[model]`
     pub model: Model,
     /// `[targets]`
@@ -277,6 +289,12 @@ impl Config {
             "control",
             "How the broker is made to reload and restart.",
             &config.control,
+        );
+        write_section(
+            &mut out,
+            "helper",
+            "Who does what needs rights; edge/README.md has the set-up.",
+            &config.helper,
         );
         write_section(&mut out, "model", "What decides.", &config.model);
         write_section(&mut out, "targets", "What the site asks of the broker.", &config.targets);

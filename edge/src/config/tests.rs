@@ -72,7 +72,7 @@ tune = "maybe"
             "edge.toml:19: knobs.max_queued_messages.max: 4 is out of range; use 100 to 65536",
             "edge.toml:19: knobs.max_queued_messages.max: 4 is below min = 5",
             "edge.toml:20: knobs.max_queued_messages.tune: unknown variant `maybe`, expected one of `auto`, `yes`, `no`",
-            "edge.toml:21: extra: no such section; there are broker, pid, control, model, targets, decide, agent, knobs",
+            "edge.toml:21: extra: no such section; there are broker, pid, control, helper, model, targets, decide, agent, knobs",
         ]
     );
 }

@@ -157,7 +157,7 @@ impl Sampler {
 
     /// What is known now; never waits for the broker.
     pub fn sample(&mut self) -> Sample {
-        let proc = self.find_process().ok().and_then(|process| process::read(process).ok());
+        let proc = self.find_process().ok().and_then(|process| self.finder.read(process).ok());
         let at = (self.clock)();
         let mut shared = lock(&self.shared);
         Sample {
