@@ -5,6 +5,7 @@ mod agent;
 mod apply;
 mod broker;
 mod cli;
+mod disk;
 mod helper;
 mod kill;
 mod model;
