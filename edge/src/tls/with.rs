@@ -184,6 +184,9 @@ pub(super) fn remedy(error: &(dyn StdError + 'static)) -> Option<String> {
         Error::AlertReceived(
             AlertDescription::CertificateRequired | AlertDescription::HandshakeFailure,
         ) => NO_CERTIFICATE.into(),
+        Error::AlertReceived(AlertDescription::ProtocolVersion) => {
+            "it has no TLS 1.3: use a Mosquitto with OpenSSL 1.1.1 or newer".into()
+        }
         Error::AlertReceived(alert) => {
             format!("it refuses the handshake ({alert:?}): look at broker.cert_file and at its log")
         }
