@@ -161,8 +161,15 @@ impl ModelPolicy {
     pub fn words(&self, beyond: &Beyond) -> String {
         let name = self.schema.name(beyond.index).unwrap_or("an input");
         let (low, high) = beyond.seen;
+        let remedy = match name {
+            "sys_period" => "set the broker's sys_interval to that of the training",
+            "deadline" | "rss_limit" => {
+                "set [targets] to those of the training, or train for these"
+            }
+            _ => "train for such a load",
+        };
         format!(
-            "the model was not trained for this: {name} is {:.2}, training saw {low:.2} to {high:.2}; nothing is changed",
+            "the model was not trained for this: {name} is {:.2}, training saw {low:.2} to {high:.2}; nothing is changed ({remedy}, or set model.hold_beyond_training = false)",
             beyond.found
         )
     }
