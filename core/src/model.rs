@@ -7,9 +7,11 @@
 //! by byte. A [`Model`] can only be had from parts that passed every check, so inference cannot
 //! fail, overflow or index out of range.
 
+mod answer;
 mod check;
 mod error;
 
+pub use answer::{Answer, BEYOND_MARGIN, Beyond};
 pub use error::{ModelError, Part};
 
 use crate::actor::{
@@ -104,7 +106,7 @@ pub struct Card<'m> {
 /// Everything a model file says, unchecked. [`Model::new`] checks it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ModelParts<'m> {
-    /// Grows with every release of a model: against roll-back, once signatures are verified.
+    /// Grows with every release of a model: against roll-back of signed ones.
     pub counter: u64,
     /// A signature follows the checksum.
     pub signed: bool,

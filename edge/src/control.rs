@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::command::{self, CommandError};
 use crate::connack::{self, Connack, ConnackError, Credentials};
 use crate::pid::{self, PidError, PidFinder, ProcessId};
+use crate::tls::Tls;
 
 const SAVE_POLL: Duration = Duration::from_millis(20);
 
@@ -81,6 +82,14 @@ pub enum ControlError {
         /// The system's answer.
         errno: Errno,
     },
+    /// The privileged helper did not do it.
+    #[error("the helper did not {verb} the broker: {source}")]
+    Helper {
+        /// `reload` or `restart`.
+        verb: &'static str,
+        /// Why.
+        source: std::io::Error,
+    },
     /// The broker did not save its state.
     #[error("the broker did not write {} within {timeout_s} s of SIGUSR1, so a restart could lose what it holds; correct broker.database, or see its log", path.display())]
     NotSaved {
@@ -133,6 +142,8 @@ pub struct LiveBroker {
     pub client_id: String,
     /// User and password, where it asks for them.
     pub credentials: Option<Credentials>,
+    /// How to connect by TLS; `None`: plainly.
+    pub tls: Option<Tls>,
     /// How its process is found.
     pub finder: PidFinder,
     /// How it is made to reload.
@@ -228,6 +239,6 @@ impl Broker for LiveBroker {
 
     fn answer(&self) -> Result<Connack, ConnackError> {
         let login = self.credentials.as_ref();
-        connack::probe(self.address, &self.client_id, login, self.answer_timeout)
+        connack::probe(self.address, &self.client_id, login, self.tls.as_ref(), self.answer_timeout)
     }
 }

@@ -105,8 +105,9 @@ impl fmt::Display for Diagnosis {
 #[must_use]
 pub fn examine(config: &Config) -> Diagnosis {
     let mut checks = vec![Check::good("configuration", "valid")];
-    machine::own_files(config, &mut checks);
-    match Site::look(config, &Environment::of_process()) {
+    let environment = Environment::of_process();
+    machine::own_files(config, &environment, &mut checks);
+    match Site::look(config, &environment) {
         Ok(site) => {
             machine::broker_files(&site, &mut checks);
             machine::ways(config, &site, &mut checks);

@@ -12,6 +12,7 @@ use embassy_time::{Instant, Timer};
 
 use super::{Agent, Calls, Mode, Report, Request, Tick, Verdict, VerdictReport};
 use crate::fs::{self, FileError, Files, RealFiles};
+use crate::model::ModelReport;
 use crate::state::Standing;
 
 /// The status file is renewed at least this often, and whenever the verdict changes.
@@ -68,6 +69,7 @@ pub struct StatusFile {
 #[derive(Debug, PartialEq)]
 struct News {
     verdict: VerdictReport,
+    model: Option<ModelReport>,
     standing: Standing,
     /// Written and effective value of every option.
     settings: Vec<(Option<u64>, Option<u64>)>,
@@ -82,6 +84,7 @@ impl News {
         let options = report.options.iter();
         Self {
             verdict: report.verdict.clone(),
+            model: report.model.clone(),
             standing: report.standing,
             settings: options.clone().map(|option| (option.written, option.effective)).collect(),
             is_last_verified: report.last.as_ref().is_some_and(|last| last.after.is_some()),

@@ -26,7 +26,7 @@ pub use tick::{Mode, Tick, Verdict};
 
 use crate::apply::{Applier, ApplyError, Recovery, unix_s};
 use crate::clock;
-use crate::fs::{self, FileError, RealFiles};
+use crate::fs::{self, FileError};
 use crate::journal::{Entry, Journal};
 use crate::orders::{START_LOOP_S, START_LOOP_STARTS};
 use crate::pid::ProcessId;
@@ -106,8 +106,6 @@ pub struct Agent {
     sample: Option<Sample>,
     /// When the broker's other files were looked at last.
     looked_around: Instant,
-    /// No packet that was seen is larger.
-    packet_bytes_bound: Option<u64>,
     /// Only the agent that acts keeps one.
     journal: Option<Journal>,
     is_journal_broken: bool,
@@ -211,9 +209,7 @@ impl Agent {
 
     /// The agent, and what is wrong with its memory.
     fn open(site: Site, policy: Box<dyn Policy>) -> Result<(Self, Option<StateError>), StartError> {
-        let (files, broker) = (Box::new(RealFiles), Box::new(site.broker.clone()));
-        let (applier, damage) = Applier::open(files, broker, site.paths.clone())?;
-        let applier = applier.with_ready_timeout(site.ready_timeout);
+        let (applier, damage) = site.open_applier()?;
         let sampler = Sampler::start(site.sampler_options(), site.broker.finder.clone());
         let sampler = sampler.map_err(StartError::Sampler)?;
         let agent = Self::with_parts(site, sampler, applier, policy);
@@ -247,7 +243,6 @@ impl Agent {
             hands_off: None,
             sample: None,
             looked_around: clock::now(),
-            packet_bytes_bound: None,
             journal: None,
             is_journal_broken: false,
             last: None,

@@ -4,6 +4,7 @@ use brokertuner_core::controller::{Decision, Health, HoldReason, Inputs, Outcome
 use brokertuner_core::features::View;
 use brokertuner_core::knobs::Apply;
 use brokertuner_core::sample::{Metrics, Sample, Sys};
+use brokertuner_core::trace::Record;
 use brokertuner_core::{Duration, Envelope, Instant, Knob, Setting, Settings};
 
 use super::Agent;
@@ -41,6 +42,8 @@ pub enum Verdict {
     Restrained(Restraint),
     /// No change, and why.
     Hold(HoldReason),
+    /// No change: the policy does not trust its own answer, and why.
+    Unsure(String),
     /// This would be changed ([`Mode::Look`]).
     Planned(Plan),
     /// This was changed.
@@ -58,6 +61,8 @@ pub struct Tick {
     pub metrics: Metrics,
     /// How the broker does.
     pub health: Health,
+    /// All that it rests on, as a trace keeps it: before the decision.
+    pub record: Record,
     /// What the policy wants; `None` where it was not asked.
     pub wanted: Option<Settings>,
     /// What came of it.
@@ -70,18 +75,20 @@ impl Agent {
     /// Takes some milliseconds, and for a change at most what [`crate::apply::Applier::apply`]
     /// takes.
     pub fn tick(&mut self, mode: Mode) -> Tick {
-        if mode == Mode::Look {
-            self.follow();
+        match mode {
+            Mode::Look => self.follow(),
+            Mode::Act => self.policy.refresh(),
         }
         let sample = self.sampler.sample();
         self.metrics = self.meter.measure(&sample);
         self.sample = Some(sample);
-        self.bound_packets();
         self.notice_process(mode);
         self.look_around();
         let health = self.health();
+        let record = self.record(sample, health);
         let tick = |agent: &Self, verdict| Tick {
             at: sample.at,
+            record,
             metrics: agent.metrics,
             health,
             wanted: agent.wanted,
@@ -110,16 +117,18 @@ impl Agent {
         }
         let envelope = self.envelope(&sample);
         // After a change, missing figures are judged as well: they may be its effect.
-        let wanted = match missing {
-            Some(_) => *self.controller.written(),
-            None => self.ask_policy(&envelope),
+        let asked = if missing.is_none() { Some(self.ask_policy(&envelope)) } else { None };
+        let doubt = asked.and(self.policy.doubt());
+        let wanted = match (asked, &doubt) {
+            (Some(wanted), None) => wanted,
+            _ => self.controller.standing(),
         };
         let inputs = Inputs {
             wanted,
             envelope,
             health,
             state_at_risk: self.is_state_at_risk(&sample, &wanted),
-            quiet_hours: self.site.quiet_hours.contains(unix_s()),
+            quiet_hours: record.quiet_hours,
             gain: None,
         };
         let decision = self.controller.step(sample.at, &inputs);
@@ -128,6 +137,9 @@ impl Agent {
             self.note_verified();
         }
         let verdict = match self.plan(&decision) {
+            Err(HoldReason::Satisfied) if doubt.is_some() => {
+                Verdict::Unsure(doubt.unwrap_or_default())
+            }
             Err(reason) => Verdict::Hold(reason),
             Ok(plan) if mode == Mode::Look => Verdict::Planned(plan),
             Ok(plan) => self.carry_out(plan, &decision, health),
@@ -137,24 +149,7 @@ impl Agent {
 
     /// The bounds with what was measured.
     pub(super) fn envelope(&self, sample: &Sample) -> Envelope {
-        Envelope {
-            heap_bytes_max: sample.sys.get(Sys::HeapBytesMax),
-            packet_bytes_max: self.packet_bytes_bound,
-            ..self.site.envelope
-        }
-    }
-
-    /// The broker tells the size of no packet. None is larger than all that it received between two
-    /// updates, nor than all that it stores: too high a bound leaves a size limit too wide, which
-    /// harms nobody.
-    fn bound_packets(&mut self) {
-        let metrics = &self.metrics;
-        let received = metrics.bytes_received_per_s.zip(metrics.sys_period_s);
-        let Some((per_s, period_s)) = received else { return };
-        let bytes = (per_s * period_s).max(metrics.store_bytes.unwrap_or(0.0)).ceil();
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it saturates")]
-        let bytes = bytes as u64;
-        self.packet_bytes_bound = self.packet_bytes_bound.max(Some(bytes));
+        self.site.envelope.measured(sample, &self.meter)
     }
 
     /// Where nothing may be changed, the policy is asked all the same, for what it would do. Ends
@@ -242,22 +237,21 @@ impl Agent {
         }
     }
 
-    pub(super) fn health(&self) -> Health {
-        let metrics = &self.metrics;
-        let is_up = self.sampler.link() == Link::Up;
-        let dropped = metrics.publish_dropped_per_s.zip(metrics.publish_sent_per_s);
-        Health {
-            is_serving: is_up || ready::look(self.applier.broker(), None).is_ok(),
-            probe_latency_us: metrics.probe_latency_us_qos1.or(metrics.probe_latency_us_qos0),
-            dropped_share: dropped.map(|(dropped, sent)| match dropped + sent {
-                total if total > 0.0 => dropped / total,
-                _ => 0.0,
-            }),
-            clients: metrics.clients_others,
-            memory_share: metrics
-                .rss_bytes
-                .map(|bytes| bytes / (self.site.targets.rss_limit_mib.max(1) as f32 * 1_048_576.0)),
+    fn record(&self, sample: Sample, health: Health) -> Record {
+        Record {
+            sample,
+            written: *self.controller.written(),
+            effective: *self.controller.effective(),
+            is_serving: health.is_serving,
+            state_at_risk: self.is_state_at_risk(&sample, self.controller.written()),
+            quiet_hours: self.site.quiet_hours.contains(unix_s()),
         }
+    }
+
+    pub(super) fn health(&self) -> Health {
+        let is_up = self.sampler.link() == Link::Up;
+        let is_serving = is_up || ready::look(self.applier.broker(), None).is_ok();
+        Health::of(&self.metrics, &self.site.targets, is_serving)
     }
 
     /// What is missing to decide on, in words; `None` where there is enough.

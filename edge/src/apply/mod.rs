@@ -22,6 +22,7 @@ use sha2::{Digest as _, Sha256};
 
 pub(crate) use compare::interim;
 use compare::{read_back, shown};
+pub(crate) use database::set_aside;
 pub use error::{ApplyError, Restored};
 pub use recover::Recovery;
 

@@ -6,11 +6,11 @@ use std::process::ExitCode;
 use brokertuner_edge::config::{Config, ConfigError};
 use brokertuner_edge::doctor;
 
-use super::{NO, load, print_result};
+use super::{NO, load_as_agent, print_result};
 
 pub(super) fn examine(file: &Path, json: bool) -> anyhow::Result<ExitCode> {
     let diagnosis = match Config::load(file) {
-        Ok(_) => doctor::examine(&load(file)?),
+        Ok(_) => doctor::examine(&load_as_agent(file)?),
         Err(error @ (ConfigError::Faults { .. } | ConfigError::Absent { .. })) => {
             doctor::of_broken_configuration(&error)
         }

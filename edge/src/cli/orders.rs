@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use brokertuner_edge::agent::{Lock, StartError};
-use brokertuner_edge::apply::{Applier, Recovery};
+use brokertuner_edge::apply::Recovery;
 use brokertuner_edge::config::Config;
 use brokertuner_edge::fs::RealFiles;
 use brokertuner_edge::orders::{self, Answer, Facts, Order};
@@ -35,12 +35,10 @@ fn on_the_spot(config: &Config, order: &Order) -> anyhow::Result<Answer> {
         return stand(config, order, standing);
     }
     let site = Site::look(config, &Environment::of_process())?;
-    let broker = Box::new(site.broker.clone());
-    let (applier, damage) = Applier::open(Box::new(RealFiles), broker, site.paths.clone())?;
+    let (mut applier, damage) = site.open_applier()?;
     if let Some(damage) = damage {
         return Ok(Answer::new(order, false, damage.to_string()));
     }
-    let mut applier = applier.with_ready_timeout(site.ready_timeout);
     if !orders::is_killed(&site.kill_switch) {
         match applier.recover()? {
             Recovery::Clean => {}

@@ -2,18 +2,22 @@
 
 use std::ops::ControlFlow;
 use std::process::ExitCode;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::Context;
 use brokertuner_edge::agent::{Agent, Call, Mode, Report, StatusFile, Tick, Verdict, drive};
 use brokertuner_edge::config::Config;
+use brokertuner_edge::notify;
 use brokertuner_edge::service::{Board, HttpOptions, Listen, Service, Token};
+use brokertuner_edge::site::Environment;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{event_loop, prepare, print};
 
 pub(super) fn run(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
     let (site, policy) = prepare(config)?;
+    let reload = policy.reload_flag();
     let interval = site.interval;
     let mut status = StatusFile::in_dir(&site.paths.state_dir);
     let address = site.broker.address;
@@ -21,6 +25,12 @@ pub(super) fn run(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
         // Before the first change: from here on a signal ends the agent between two changes.
         let mut term = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
         let mut int = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+        let mut hup = signal(SignalKind::hangup()).context("cannot wait for SIGHUP")?;
+        tokio::spawn(async move {
+            while hup.recv().await.is_some() {
+                reload.store(true, Ordering::Relaxed);
+            }
+        });
         let stop = async {
             tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
         };
@@ -30,6 +40,8 @@ pub(super) fn run(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
         let http = http_options(config)?.map(|options| (options, board.clone()));
         let is_http = http.is_some();
         let _service = Service::start(&config.agent.state_dir, http, call)?;
+        notify::ready();
+        tokio::spawn(notify::feed_watchdog());
         tracing::info!(%address, drop_in = %agent.applier().drop_in().display(), "Started.");
         let mut teller = Teller::default();
         drive(&mut agent, Mode::Act, interval, stop, &mut calls, |agent, tick| {
@@ -50,6 +62,7 @@ pub(super) fn run(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
             ControlFlow::Continue(())
         })
         .await;
+        notify::stopping();
         tracing::info!("Stopped; the broker keeps its settings.");
         Ok(ExitCode::SUCCESS)
     })
@@ -60,7 +73,10 @@ fn http_options(config: &Config) -> anyhow::Result<Option<HttpOptions>> {
     let Some(listen) = Listen::parse(&config.http.listen) else { return Ok(None) };
     let token = match config.http.token_file.as_path() {
         file if file.as_os_str().is_empty() => None,
-        file => Some(Token::read(file).context("http.token_file")?),
+        file => {
+            let file = Environment::of_process().file("http.token_file", file.into())?;
+            Some(Token::read(&file).context("http.token_file")?)
+        }
     };
     let control = &config.control;
     // Three ticks, and the longest that a change and its undoing may take.
@@ -81,7 +97,7 @@ impl Teller {
     fn log(&mut self, tick: &Tick) {
         let said = match &tick.verdict {
             Verdict::Hold(reason) => reason.to_string(),
-            Verdict::Blind(reason) => reason.clone(),
+            Verdict::Blind(reason) | Verdict::Unsure(reason) => reason.clone(),
             Verdict::Restrained(restraint) => restraint.to_string(),
             // Logged where they happen.
             Verdict::HandsOff(_) | Verdict::Planned(_) => return,
@@ -96,8 +112,10 @@ impl Teller {
         }
         match tick.verdict {
             Verdict::Blind(_) => tracing::warn!(reason = %said, "Cannot decide."),
+            Verdict::Unsure(_) => tracing::warn!(reason = %said, "Holding."),
             _ => tracing::info!(reason = %said, "Holding."),
         }
+        notify::status(&said);
         self.last = Some(said);
     }
 

@@ -77,6 +77,18 @@ fn check_broker(config: &Config, reader: &mut Reader<'_>) {
     if broker.password_file != no_path && broker.user_file == no_path {
         reader.wrong("broker.password_file", "needs broker.user_file beside it".into());
     }
+    for (key, file, beside, other) in [
+        ("broker.cert_file", &broker.cert_file, "broker.ca_file", &broker.ca_file),
+        ("broker.cert_file", &broker.cert_file, "broker.key_file", &broker.key_file),
+        ("broker.key_file", &broker.key_file, "broker.cert_file", &broker.cert_file),
+    ] {
+        if *file != no_path && *other == no_path {
+            reader.wrong(key, format!("needs {beside} beside it"));
+        }
+    }
+    if !broker.tls_name.is_empty() && broker.ca_file == no_path {
+        reader.wrong("broker.tls_name", "needs broker.ca_file beside it".into());
+    }
     if broker.drop_in != no_path {
         let name = broker.drop_in.file_name().map(std::ffi::OsStr::as_encoded_bytes);
         if !name.is_some_and(|name| name.len() > 5 && name.ends_with(b".conf")) {
@@ -103,7 +115,8 @@ fn check_http(config: &Config, reader: &mut Reader<'_>) {
     let is_remote = match Listen::parse(&http.listen) {
         Some(listen) => !listen.is_local(),
         None => {
-            let what = "must be as in \"unix:/run/brokertuner/http.sock\" or \"127.0.0.1:9188\"";
+            let what =
+                "must be as in \"unix:/var/lib/brokertuner/http.sock\" or \"127.0.0.1:9188\"";
             return reader.wrong("http.listen", what.into());
         }
     };

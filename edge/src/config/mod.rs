@@ -26,8 +26,18 @@ sections! {
     Broker {
         /// Where the broker listens. Loopback: the agent sits beside it.
         host: String = "127.0.0.1".into(),
-        /// The broker's plain (not TLS) port.
+        /// The broker's port; its TLS one where ca_file is set.
         port: u16 = 1883,
+        /// Certificates (PEM) that the broker's own must be signed by: connect by TLS, and verify it.
+        /// Empty: connect plainly.
+        ca_file: PathBuf = PathBuf::new(),
+        /// The agent's certificate and key (PEM), where the broker demands one.
+        cert_file: PathBuf = PathBuf::new(),
+        /// Readable by the agent only. This file and those of user and password may also be systemd
+        /// credentials: "credential:NAME" is the file NAME in $CREDENTIALS_DIRECTORY.
+        key_file: PathBuf = PathBuf::new(),
+        /// The name in the broker's certificate; empty: host.
+        tls_name: String = String::new(),
         /// MQTT client identifier; two agents on one broker need two.
         client_id: String = "brokertuner-edge".into(),
         /// File with the user name on its first line; empty: the broker asks for none.
@@ -75,12 +85,27 @@ sections! {
         ready_timeout_s: u32 = 20,
     }
 
+    /// The privileged helper (`edge helper`), so that the agent itself needs no rights.
+    Helper {
+        /// Have it write the drop-in, and reload and restart the broker in the ways of [control].
+        r#use: bool = false,
+        /// Where it listens.
+        socket: PathBuf = PathBuf::from("/run/brokertuner/helper.sock"),
+        /// The user that the agent runs as: the helper answers nobody else, and root.
+        user: String = "brokertuner".into(),
+    }
+
     /// What decides.
     Model {
         /// The model file, made by `host train` and `host export`.
         path: PathBuf = PathBuf::from("/var/lib/brokertuner/model.btm"),
         /// The state vector that the model must be made for: edge or seed5.
         schema: Schema = Schema::Edge,
+        /// Public keys of `host keygen`: the model must be signed by one of these, and no older than
+        /// the last one that was. Empty: any sound model is taken.
+        public_keys: Vec<PathBuf> = Vec::new(),
+        /// Change nothing while an input lies beyond what the model's training saw.
+        hold_beyond_training: bool = true,
     }
 
     /// What the site asks of the broker.
@@ -132,7 +157,7 @@ sections! {
 
     /// Reading and setting over HTTP: POST /apply_knobs, GET /status, /healthz, /metrics.
     Http {
-        /// Where to listen: "unix:/run/brokertuner/http.sock", or as in "127.0.0.1:9188". Empty:
+        /// Where to listen: "unix:/var/lib/brokertuner/http.sock", or as in "127.0.0.1:9188". Empty:
         /// nowhere.
         listen: String = String::new(),
         /// File with the token that every write needs, on its first line; readable by the agent
@@ -176,6 +201,8 @@ pub struct Config {
     pub pid: Pid,
     /// `[control]`
     pub control: Control,
+    /// `[helper]`
+    pub helper: Helper,
     /// `[model]`
     pub model: Model,
     /// `[targets]`
@@ -284,6 +311,12 @@ impl Config {
             "control",
             "How the broker is made to reload and restart.",
             &config.control,
+        );
+        write_section(
+            &mut out,
+            "helper",
+            "Who does what needs rights; edge/README.md has the set-up.",
+            &config.helper,
         );
         write_section(&mut out, "model", "What decides.", &config.model);
         write_section(&mut out, "targets", "What the site asks of the broker.", &config.targets);

@@ -75,7 +75,7 @@ listen = "0.0.0.0:80"
             "edge.toml:19: knobs.max_queued_messages.max: 4 is below min = 5",
             "edge.toml:20: knobs.max_queued_messages.tune: unknown variant `maybe`, expected one of `auto`, `yes`, `no`",
             "edge.toml:22: http.listen: 0.0.0.0:80 can be reached from elsewhere; listen on a Unix socket or loopback, or set allow_remote = true and token_file",
-            "edge.toml:23: extra: no such section; there are broker, pid, control, model, targets, decide, agent, http, knobs",
+            "edge.toml:23: extra: no such section; there are broker, pid, control, helper, model, targets, decide, agent, http, knobs",
         ]
     );
 }

@@ -7,7 +7,6 @@ use brokertuner_core::sample::{Sample, Sys, Version};
 
 use super::{Check, limits};
 use crate::control::Broker as _;
-use crate::policy;
 use crate::sampler::{Link, Sampler, SysStatus};
 use crate::site::Site;
 
@@ -112,7 +111,7 @@ fn process(site: &Site, checks: &mut Vec<Check>) {
         Ok(process) => process,
         Err(error) => return checks.push(Check::error("pid", &error)),
     };
-    checks.push(match crate::sampler::read_process(found) {
+    checks.push(match site.broker.finder.read(found) {
         Ok(sample) => {
             let mib = sample.rss_bytes >> 20;
             Check::good("pid", format!("process {}, {mib} MiB resident", found.pid))
@@ -170,11 +169,5 @@ fn probe(site: &Site, sampler: &Sampler, checks: &mut Vec<Check>) {
         }
         (_, Some(true)) => checks.push(Check::good("probe", "the latency probe may be sent")),
         (_, None) => {}
-    }
-    // Named here so that a model for another state vector shows beside what feeds it.
-    if let Err(error @ policy::PolicyError::Schema { .. }) =
-        policy::ModelPolicy::load(&site.model, site.schema)
-    {
-        checks.push(Check::error("schema", &error));
     }
 }

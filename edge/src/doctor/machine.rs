@@ -13,16 +13,16 @@ use crate::command;
 use crate::config::Config;
 use crate::control::Method;
 use crate::fs::{RealFiles, dir_of};
+use crate::model::ModelSource;
 use crate::orders::Restraint;
-use crate::policy::ModelPolicy;
 use crate::service::{Listen, Token};
-use crate::site::Site;
+use crate::site::{Environment, Site};
 use crate::state::StateStore;
 
 const SYSTEMCTL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What is the agent's own: its directory, its memory, its model, its token.
-pub(super) fn own_files(config: &Config, checks: &mut Vec<Check>) {
+pub(super) fn own_files(config: &Config, environment: &Environment, checks: &mut Vec<Check>) {
     let dir = &config.agent.state_dir;
     let shown = dir.display();
     checks.push(if may(dir, AccessFlags::W_OK | AccessFlags::X_OK) {
@@ -56,8 +56,16 @@ pub(super) fn own_files(config: &Config, checks: &mut Vec<Check>) {
         }
         Err(error) => checks.push(Check::error("memory", &error)),
     }
-    checks.push(match ModelPolicy::load(&config.model.path, config.model.schema) {
-        Ok(_) => Check::good("model", format!("{} is sound", config.model.path.display())),
+    let path = &config.model.path;
+    let model = ModelSource::of(config).and_then(|source| source.verify(path));
+    checks.push(match model {
+        Ok(model) => {
+            let signed = match model.signed_by {
+                Some(key) => format!(", signed by {}", key.display()),
+                None => String::new(),
+            };
+            Check::good("model", format!("{} is sound{signed}", path.display()))
+        }
         Err(error) => Check::error("model", &error),
     });
     if Listen::parse(&config.http.listen).is_some() {
@@ -65,8 +73,11 @@ pub(super) fn own_files(config: &Config, checks: &mut Vec<Check>) {
         checks.push(if file.as_os_str().is_empty() {
             Check::note("http", "without http.token_file nothing can be set over HTTP", "")
         } else {
-            match Token::read(file) {
-                Ok(_) => Check::good("http", "the token can be read"),
+            match environment.file("http.token_file", file.clone()) {
+                Ok(file) => match Token::read(&file) {
+                    Ok(_) => Check::good("http", "the token can be read"),
+                    Err(error) => Check::error("http", &error),
+                },
                 Err(error) => Check::error("http", &error),
             }
         });
@@ -78,11 +89,21 @@ pub(super) fn broker_files(site: &Site, checks: &mut Vec<Check>) {
     let drop_in = &site.paths.drop_in;
     let dir = dir_of(drop_in);
     let shown = dir.display();
-    checks.push(if may(dir, AccessFlags::W_OK | AccessFlags::X_OK) {
-        Check::good("include_dir", format!("{shown} can be written"))
-    } else {
-        let remedy = format!("as root: setfacl -m u:{}:rwx {shown}; or run edge as root", user());
-        Check::wrong("include_dir", format!("this user may not write in {shown}"), remedy)
+    checks.push(match &site.broker.finder.helper {
+        Some(helper) => match helper.process() {
+            Ok(_) => Check::good("helper", format!("answers on {}", helper.socket.display())),
+            Err(error) => Check::error("helper", &error),
+        },
+        None if may(dir, AccessFlags::W_OK | AccessFlags::X_OK) => {
+            Check::good("include_dir", format!("{shown} can be written"))
+        }
+        None => {
+            let remedy = format!(
+                "as root: setfacl -m u:{}:rwx {shown}; or run edge as root, or beside the helper",
+                user()
+            );
+            Check::wrong("include_dir", format!("this user may not write in {shown}"), remedy)
+        }
     });
     // The broker reads as its own user once it has dropped root's rights.
     let mode = |path: &Path| std::fs::metadata(path).map(|found| found.permissions().mode()).ok();

@@ -32,6 +32,24 @@ pub(crate) fn eventually<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> 
     }
 }
 
+/// A broker whose listener speaks TLS with the certificate of `extra`: ready when it listens.
+pub(crate) fn start_with_tls(extra: &str) -> Broker {
+    let mut tries = 0..5;
+    loop {
+        tries.next().expect("no port stays free");
+        let broker = Broker::start_once(&mosquitto(), extra);
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while Instant::now() < deadline {
+            let listens = std::net::TcpStream::connect(broker.address).is_ok();
+            if listens && broker.live().process().is_ok() {
+                return broker;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        eprintln!("{}", broker.log());
+    }
+}
+
 fn mosquitto() -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
@@ -124,6 +142,7 @@ impl Broker {
             address: self.address,
             client_id: "test".into(),
             credentials: None,
+            tls: None,
             finder: PidFinder::pid_file(&self.path("mosquitto.pid"), self.address),
             reload: Method::Signal,
             restart: Method::Command(self.restart_command()),

@@ -13,30 +13,30 @@ use nix::unistd::Pid;
 use super::broker::{Broker, eventually};
 use super::model;
 
-pub(super) fn edge(arguments: &[&str]) -> Command {
+pub(crate) fn edge(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_edge"));
     command.args(arguments).env_remove("MOSQUITTO_PID").env_remove("MOSQUITTO_TUNER_CONFIG");
     command.env_remove("RUST_LOG");
     command
 }
 
-fn ended(output: &Output) -> (i32, String, String) {
+pub(crate) fn ended(output: &Output) -> (i32, String, String) {
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
     (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
 }
 
-fn run(arguments: &[&str]) -> (i32, String, String) {
+pub(crate) fn run(arguments: &[&str]) -> (i32, String, String) {
     ended(&edge(arguments).output().unwrap())
 }
 
-pub(super) fn on(config: &Path, arguments: &[&str]) -> (i32, String, String) {
+pub(crate) fn on(config: &Path, arguments: &[&str]) -> (i32, String, String) {
     let mut all = arguments.to_vec();
     all.extend(["--config", config.to_str().unwrap()]);
     run(&all)
 }
 
 /// Ends the agent when the test ends, however.
-pub(super) struct Running(pub(super) Child);
+pub(crate) struct Running(pub(crate) Child);
 
 impl Drop for Running {
     fn drop(&mut self) {

@@ -72,6 +72,7 @@ fn applies_for_ever() {
         address,
         client_id: "victim".into(),
         credentials: None,
+        tls: None,
         finder: PidFinder::pid_file(&pid_file, address),
         reload: Method::Signal,
         restart: Method::Command(vec!["/bin/sh".into(), "-c".into(), kill]),

@@ -3,7 +3,9 @@
 mod evaluate;
 mod export;
 mod hyper;
+mod keygen;
 mod options;
+mod replay;
 mod train;
 
 use anyhow::Result;
@@ -31,8 +33,12 @@ enum Command {
     Evaluate(evaluate::EvaluateArgs),
     /// Quantise a checkpoint to a model file for the gateway.
     Export(export::ExportArgs),
-    /// Say what a model file holds.
+    /// Make a pair of keys that models are signed with.
+    Keygen(keygen::KeygenArgs),
+    /// Say what a model file, or a trace of `edge record`, holds.
     Inspect(export::InspectArgs),
+    /// Make the decisions of a recorded trace again, with a model.
+    Replay(replay::ReplayArgs),
     /// Print the table of the 11 options.
     Knobs(KnobsArgs),
 }
@@ -69,6 +75,8 @@ impl Cli {
             Command::Train(args) => args.run(),
             Command::Evaluate(args) => args.run(),
             Command::Export(args) => args.run(),
+            Command::Replay(args) => args.run(),
+            Command::Keygen(args) => args.run(),
             Command::Inspect(args) => args.run(),
             Command::Knobs(args) => knobs(&args),
         }

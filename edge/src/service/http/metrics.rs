@@ -111,6 +111,16 @@ pub(super) fn text(report: &Report) -> String {
         &KINDS,
         &report.verdict.kind,
     );
+    if let Some(model) = &report.model {
+        let counter = unsigned(model.counter);
+        out.single("model_counter", "gauge", "Release counter of the model in use.", counter);
+        out.single(
+            "model_refused",
+            "gauge",
+            "1 while the configured model file is refused and another is in use.",
+            flag(model.refused.is_some()),
+        );
+    }
     settings(&mut out, &report.options);
     for (name, help, factor, of) in FIGURES {
         if let Some(value) = of(&report.metrics) {

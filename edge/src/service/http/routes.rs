@@ -1,6 +1,5 @@
 //! The four routes.
 
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -15,7 +14,7 @@ use crate::knobs_request::KnobsRequest;
 /// Shortest token: 16 characters of a random one are beyond guessing at ten a second.
 const TOKEN_CHARS_MIN: usize = 16;
 /// Longest: it has to fit into the headers.
-const TOKEN_BYTES_MAX: u64 = 1024;
+const TOKEN_CHARS_MAX: usize = 1024;
 
 /// A bearer token, kept as its digest only.
 #[derive(Clone)]
@@ -51,17 +50,17 @@ impl Token {
     pub fn read(path: &Path) -> Result<Self, TokenError> {
         use std::os::unix::fs::PermissionsExt;
         let unfit = |what| TokenError::Unfit { path: path.into(), what };
-        let file = std::fs::File::open(path).map_err(fs::at("read", path))?;
-        let mode = file.metadata().map_err(fs::at("read", path))?.permissions().mode();
-        if mode & 0o007 != 0 {
+        let found = std::fs::metadata(path).map_err(fs::at("read", path))?;
+        if found.permissions().mode() & 0o007 != 0 {
             return Err(unfit("everyone on this machine may use it: chmod o= it"));
         }
-        let mut text = String::new();
-        file.take(TOKEN_BYTES_MAX).read_to_string(&mut text).map_err(fs::at("read", path))?;
+        let bytes = fs::read_there(path)?;
+        let text = String::from_utf8_lossy(&bytes);
         let line = text.lines().next().unwrap_or_default().trim();
-        if line.len() < TOKEN_CHARS_MIN || !line.bytes().all(|byte| byte.is_ascii_graphic()) {
+        let is_sane = (TOKEN_CHARS_MIN..=TOKEN_CHARS_MAX).contains(&line.len());
+        if !is_sane || !line.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(unfit(
-                "its first line must be 16 characters or more without blanks, as from `openssl rand -hex 32`",
+                "its first line must be 16 to 1024 characters without blanks, as from `openssl rand -hex 32`",
             ));
         }
         Ok(Self::of(line.as_bytes()))
