@@ -6,7 +6,9 @@
 //! the running broker, and *wanted* by the policy.
 
 use crate::envelope::Envelope;
+use crate::features::Targets;
 use crate::knobs::{Apply, KNOB_COUNT, Knob, KnobSet};
+use crate::sample::Metrics;
 use crate::settings::{Setting, Settings};
 use core::fmt;
 use embassy_time::{Duration, Instant};
@@ -94,6 +96,23 @@ pub struct Health {
 }
 
 impl Health {
+    /// Health by what was measured.
+    #[must_use]
+    pub fn of(metrics: &Metrics, targets: &Targets, is_serving: bool) -> Health {
+        let dropped = metrics.publish_dropped_per_s.zip(metrics.publish_sent_per_s);
+        let limit_bytes = targets.rss_limit_mib.max(1) as f32 * 1_048_576.0;
+        Health {
+            is_serving,
+            probe_latency_us: metrics.probe_latency_us_qos1.or(metrics.probe_latency_us_qos0),
+            dropped_share: dropped.map(|(dropped, sent)| match dropped + sent {
+                total if total > 0.0 => dropped / total,
+                _ => 0.0,
+            }),
+            clients: metrics.clients_others,
+            memory_share: metrics.rss_bytes.map(|bytes| bytes / limit_bytes),
+        }
+    }
+
     /// Whether every figure that `before` had is there.
     fn shows_all_of(&self, before: &Health) -> bool {
         let pairs = [

@@ -117,6 +117,18 @@ pub struct SysFrame {
 }
 
 impl SysFrame {
+    /// An update of these values, in the order of [`SYS_TOPICS`].
+    #[must_use]
+    pub const fn new(values: [Option<u64>; SYS_COUNT], at: Option<Instant>) -> SysFrame {
+        SysFrame { values, at }
+    }
+
+    /// All values, in the order of [`SYS_TOPICS`].
+    #[must_use]
+    pub const fn values(&self) -> &[Option<u64>; SYS_COUNT] {
+        &self.values
+    }
+
     /// The value of a topic; `None` where it was never published.
     #[must_use]
     pub const fn get(&self, sys: Sys) -> Option<u64> {

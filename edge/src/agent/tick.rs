@@ -201,21 +201,9 @@ impl Agent {
     }
 
     fn health(&self) -> Health {
-        let metrics = &self.metrics;
         let is_up = self.sampler.link() == Link::Up;
-        let dropped = metrics.publish_dropped_per_s.zip(metrics.publish_sent_per_s);
-        Health {
-            is_serving: is_up || ready::look(self.applier.broker(), None).is_ok(),
-            probe_latency_us: metrics.probe_latency_us_qos1.or(metrics.probe_latency_us_qos0),
-            dropped_share: dropped.map(|(dropped, sent)| match dropped + sent {
-                total if total > 0.0 => dropped / total,
-                _ => 0.0,
-            }),
-            clients: metrics.clients_others,
-            memory_share: metrics
-                .rss_bytes
-                .map(|bytes| bytes / (self.site.targets.rss_limit_mib.max(1) as f32 * 1_048_576.0)),
-        }
+        let is_serving = is_up || ready::look(self.applier.broker(), None).is_ok();
+        Health::of(&self.metrics, &self.site.targets, is_serving)
     }
 
     /// What is missing to decide on, in words; `None` where there is enough.
