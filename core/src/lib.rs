@@ -4,8 +4,8 @@
 //! [`settings`] holds a value or nothing for each; [`envelope`] is the bound nobody may leave;
 //! [`render`] writes and reads the drop-in's text; [`sample`] turns counters into rates and
 //! [`features`] rates into the actor's input; [`actor`] is the integer network and [`model`] its
-//! file; [`controller`] decides when a change is worth making; [`trace`] keeps what was seen, to be
-//! replayed elsewhere.
+//! file; [`controller`] decides when a change is worth making; [`trace`] keeps what was seen and
+//! [`replay`] decides on it again elsewhere.
 //!
 //! No heap, no clock, no float between the quantised features and the decoded settings.
 #![no_std]
@@ -26,6 +26,7 @@ pub mod knobs;
 mod math;
 pub mod model;
 pub mod render;
+pub mod replay;
 pub mod sample;
 
 pub mod settings;

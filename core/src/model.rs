@@ -7,9 +7,11 @@
 //! by byte. A [`Model`] can only be had from parts that passed every check, so inference cannot
 //! fail, overflow or index out of range.
 
+mod answer;
 mod check;
 mod error;
 
+pub use answer::{Answer, BEYOND_MARGIN, Beyond};
 pub use error::{ModelError, Part};
 
 use crate::actor::{
