@@ -124,7 +124,7 @@ fn saturate(value: i64) -> i16 {
     i16::try_from(value.clamp(-limit, limit)).unwrap_or(0)
 }
 
-/// One output channel: `bias + weights . input`, requantised but not yet saturated.
+/// One output channel: `bias + weights . input`, requantised and saturated.
 ///
 /// The model's reader has proved that the sum fits an i32 for every input.
 #[inline]
@@ -134,25 +134,45 @@ pub(crate) fn channel(
     multiplier: [u8; 4],
     shift: u8,
     input: &[i16],
-) -> i64 {
+) -> i16 {
     let products = weights
         .iter()
         .zip(input)
         .map(|(&weight, &value)| i32::from(value) * i32::from(weight.cast_signed()));
     let acc = i32::from_le_bytes(bias) + products.sum::<i32>();
-    requantise(acc, i32::from_le_bytes(multiplier), shift)
+    rescale(acc, i32::from_le_bytes(multiplier), shift)
 }
 
-/// ReLU and saturation of a hidden channel.
+/// [`requantise`], saturated to 16 bits; in 32-bit steps for the shifts that exporters choose.
 #[inline]
-pub(crate) fn hidden(value: i64) -> i16 {
-    saturate(value.max(0))
+pub(crate) fn rescale(acc: i32, multiplier: i32, shift: u8) -> i16 {
+    if shift <= 32 || multiplier < 0 {
+        return saturate(requantise(acc, multiplier, shift));
+    }
+    // Rounding adds to the upper word alone: below 2^30 + 2^29.
+    let product = u64::from(acc.unsigned_abs()) * u64::from(multiplier.unsigned_abs());
+    let upper = upper_word(product) + (1 << (shift - 33));
+    let limited = (upper >> (shift - 32)).min(ACTIVATION_MAX.unsigned_abs());
+    // The limit makes the conversion exact.
+    let magnitude = i16::try_from(limited).unwrap_or(i16::MAX);
+    if acc < 0 { -magnitude } else { magnitude }
 }
 
-/// Saturation and tanh of an output channel.
+fn upper_word(value: u64) -> u32 {
+    // What is left after the shift has 32 bits.
+    u32::try_from(value >> 32).unwrap_or(u32::MAX)
+}
+
+/// ReLU of a hidden channel.
 #[inline]
-pub(crate) fn output(value: i64) -> i8 {
-    tanh_action(saturate(value))
+pub(crate) fn hidden(value: i16) -> i16 {
+    value.max(0)
+}
+
+/// Tanh of an output channel.
+#[inline]
+pub(crate) fn output(value: i16) -> i8 {
+    tanh_action(value)
 }
 
 /// One dense layer from `I` inputs to `O` outputs, borrowing the model's bytes.
@@ -173,17 +193,46 @@ pub struct Layer<'m, const I: usize, const O: usize> {
 impl<const I: usize, const O: usize> Layer<'_, I, O> {
     /// All channels, each passed through `activate`.
     #[inline]
-    fn run<T>(&self, input: &[i16; I], activate: impl Fn(i64) -> T) -> [T; O] {
+    fn run<T>(&self, input: &[i32; I], activate: impl Fn(i16) -> T) -> [T; O] {
+        let sums = self.sums(input);
         core::array::from_fn(|row| {
-            activate(channel(
-                &self.weights[row],
-                self.bias[row],
-                self.multiplier[row],
-                self.shift[row],
-                input,
-            ))
+            let acc = i32::from_le_bytes(self.bias[row]) + sums[row];
+            activate(rescale(acc, i32::from_le_bytes(self.multiplier[row]), self.shift[row]))
         })
     }
+
+    /// `weights . input` of every row.
+    #[inline]
+    fn sums(&self, input: &[i32; I]) -> [i32; O] {
+        let mut sums = [0; O];
+        let (blocks, rest) = self.weights.as_chunks::<ROWS>();
+        let (block_sums, rest_sums) = sums.as_chunks_mut::<ROWS>();
+        for (sums, rows) in block_sums.iter_mut().zip(blocks) {
+            *sums = dot(rows, input);
+        }
+        for (sum, row) in rest_sums.iter_mut().zip(rest) {
+            [*sum] = dot(&[*row], input);
+        }
+        sums
+    }
+}
+
+/// Rows whose sums are made together, so that one load of an activation serves them all: 2.4
+/// instructions for a product on a Cortex-M4 instead of 3.4. The eight registers of an ARMv6-M,
+/// which has no atomics, hold one row only: 5.3 instead of 6.5.
+const ROWS: usize =
+    if cfg!(all(target_arch = "arm", not(target_has_atomic = "32"))) { 1 } else { 4 };
+
+/// The products of `R` rows with `input`, each summed.
+#[inline]
+fn dot<const R: usize, const I: usize>(rows: &[[u8; I]; R], input: &[i32; I]) -> [i32; R] {
+    let mut sums = [0; R];
+    for (column, &value) in input.iter().enumerate() {
+        for (sum, row) in sums.iter_mut().zip(rows) {
+            *sum += i32::from(row[column].cast_signed()) * value;
+        }
+    }
+    sums
 }
 
 /// The whole policy with its shape in the type: `I` features, two hidden layers, `O` actions.
@@ -220,13 +269,15 @@ impl<const I: usize, const H1: usize, const H2: usize, const O: usize> Actor<'_,
     ///
     /// `input`: `I` features in units of 1/4096, from [`Actor::quantise`]. Returns one int8 per
     /// knob, -127 to 127. Integer-only; never fails and never allocates; needs
-    /// `2 (I + H1 + H2) + O` bytes of stack and `I H1 + H1 H2 + H2 O` multiply-accumulates.
+    /// `4 (I + 2 H1 + 2 H2 + O) + O` bytes of stack and `I H1 + H1 H2 + H2 O` multiply-accumulates.
     pub fn infer(&self, input: &[i16; I]) -> [i8; O] {
         const {
             assert!(I <= FAN_IN_MAX && H1 <= FAN_IN_MAX && H2 <= FAN_IN_MAX);
         }
-        let first = self.first.run(input, hidden);
-        let second = self.second.run(&first, hidden);
+        // Words: an ARMv6-M loads them with an offset, and halves of them only without.
+        let wide = |value: i16| i32::from(hidden(value));
+        let first = self.first.run(&input.map(i32::from), wide);
+        let second = self.second.run(&first, wide);
         self.third.run(&second, output)
     }
 }
@@ -253,6 +304,24 @@ mod tests {
                     assert_eq!(
                         i128::from(requantise(acc, multiplier, shift)),
                         exact,
+                        "{acc} x {multiplier} >> {shift}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rescale_is_requantise_saturated() {
+        let accs = [0, 1, -1, 77, -1_000_003, 0x4000_0000, i32::MAX, i32::MIN];
+        let multipliers = [1, 3, 1 << 30, 0x5555_5555, i32::MAX, -5];
+        for acc in accs {
+            for multiplier in multipliers {
+                for shift in 1..=SHIFT_MAX {
+                    let expected = saturate(requantise(acc, multiplier, shift));
+                    assert_eq!(
+                        rescale(acc, multiplier, shift),
+                        expected,
                         "{acc} x {multiplier} >> {shift}"
                     );
                 }

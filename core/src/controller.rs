@@ -393,6 +393,12 @@ impl Controller {
         &self.effective
     }
 
+    /// The settings that, wanted, change nothing.
+    #[must_use]
+    pub fn standing(&self) -> Settings {
+        self.written.with_those_of(&self.effective, Apply::Restart)
+    }
+
     /// Options whose written value waits for a restart.
     #[must_use]
     pub fn dormant(&self) -> KnobSet {

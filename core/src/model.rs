@@ -106,7 +106,7 @@ pub struct Card<'m> {
 /// Everything a model file says, unchecked. [`Model::new`] checks it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ModelParts<'m> {
-    /// Grows with every release of a model: against roll-back, once signatures are verified.
+    /// Grows with every release of a model: against roll-back of signed ones.
     pub counter: u64,
     /// A signature follows the checksum.
     pub signed: bool,
@@ -356,7 +356,7 @@ impl<'m> Model<'m> {
 }
 
 /// One layer with lengths known at run time.
-fn run<T>(layer: &LayerParts<'_>, input: &[i16], out: &mut [T], activate: impl Fn(i64) -> T) {
+fn run<T>(layer: &LayerParts<'_>, input: &[i16], out: &mut [T], activate: impl Fn(i16) -> T) {
     let rows = layer.weights.chunks_exact(input.len());
     let (bias, multiplier) = (layer.bias.as_chunks().0, layer.multiplier.as_chunks().0);
     let scales = bias.iter().zip(multiplier).zip(layer.shift);

@@ -72,7 +72,7 @@ impl<'m> Replay<'m> {
         let answer = if is_blind { None } else { Some(self.model.answer(&view, &envelope)?) };
         let known = answer.as_ref().filter(|answer| answer.beyond.is_none());
         let inputs = Inputs {
-            wanted: known.map_or(*controller.written(), |answer| answer.settings),
+            wanted: known.map_or(controller.standing(), |answer| answer.settings),
             envelope,
             health,
             state_at_risk: record.state_at_risk,

@@ -9,6 +9,8 @@ pub mod connack;
 pub mod control;
 pub mod elsewhere;
 pub mod fs;
+pub mod keys;
+pub mod model;
 pub mod pid;
 pub mod policy;
 pub mod ready;

@@ -118,6 +118,10 @@ pub struct Site {
     pub schema: Schema,
     /// The model file.
     pub model: PathBuf,
+    /// Public keys that it may be signed with; empty: it need not be.
+    pub model_keys: Vec<PathBuf>,
+    /// Hold where an input lies beyond what the model's training saw.
+    pub hold_beyond_training: bool,
     /// Time between decisions.
     pub interval: Duration,
     /// Time between probes.
@@ -157,6 +161,8 @@ impl Site {
             },
             schema: config.model.schema,
             model: config.model.path.clone(),
+            model_keys: config.model.public_keys.clone(),
+            hold_beyond_training: config.model.hold_beyond_training,
             interval: Duration::from_millis(decide.interval_ms.into()),
             probe_interval: (decide.probe_interval_ms > 0)
                 .then(|| StdDuration::from_millis(decide.probe_interval_ms.into())),

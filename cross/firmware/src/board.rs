@@ -37,7 +37,7 @@ impl Driver for Clock {
             let left = SYST::get_current();
             // It may have wrapped since interrupts were masked.
             let (ticks, left) =
-                if SCB::is_pendst_set() { (ticks + 1, SYST::get_current()) } else { (ticks, left) };
+                if SCB::is_pendst_pending() { (ticks + 1, SYST::get_current()) } else { (ticks, left) };
             ticks * TICK_US + u64::from(RELOAD - left.min(RELOAD)) * TICK_US / u64::from(RELOAD)
         })
     }

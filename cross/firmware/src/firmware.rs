@@ -45,7 +45,7 @@ mod device {
         }
         let end = replay().await;
         if let Err(fault) = end {
-            defmt::error!("{}", fault);
+            defmt::error!("{}", defmt::Debug2Format(&fault));
         }
         defmt::info!("stack {=usize} bytes", board::stack_bytes_used());
         board::end(end.is_ok());

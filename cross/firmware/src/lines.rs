@@ -16,7 +16,6 @@ pub type Line = heapless::String<768>;
 
 /// Why there is nothing to print.
 #[derive(Clone, Copy, Debug, PartialEq)]
-#[cfg_attr(feature = "board", derive(defmt::Format))]
 pub enum Fault {
     /// The model in flash.
     Model(ModelError),

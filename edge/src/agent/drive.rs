@@ -12,6 +12,7 @@ use embassy_time::{Instant, Timer};
 
 use super::{Agent, Mode, Report, Tick, Verdict, VerdictReport};
 use crate::fs::{self, FileError, Files, RealFiles};
+use crate::model::ModelReport;
 
 /// The status file is renewed at least this often, and whenever the verdict changes.
 const STATUS_AGE_MAX: StdDuration = StdDuration::from_secs(60);
@@ -46,11 +47,14 @@ pub async fn drive(
     }
 }
 
+/// What is news when it changes.
+type Said = (VerdictReport, Option<ModelReport>);
+
 /// `status.json` in the state directory, for `edge status`.
 #[derive(Debug)]
 pub struct StatusFile {
     path: PathBuf,
-    written: Option<(StdInstant, VerdictReport)>,
+    written: Option<(StdInstant, Said)>,
 }
 
 impl StatusFile {
@@ -73,9 +77,11 @@ impl StatusFile {
     /// # Errors
     /// [`FileError`].
     pub fn write(&mut self, report: &Report) -> Result<(), FileError> {
-        let is_news = self.written.as_ref().is_none_or(|(at, verdict)| {
-            *verdict != report.verdict || at.elapsed() >= STATUS_AGE_MAX
-        });
+        let said = (report.verdict.clone(), report.model.clone());
+        let is_news = self
+            .written
+            .as_ref()
+            .is_none_or(|(at, before)| *before != said || at.elapsed() >= STATUS_AGE_MAX);
         if !is_news {
             return Ok(());
         }
@@ -83,7 +89,7 @@ impl StatusFile {
         let text = serde_json::to_vec_pretty(report).map_err(io::Error::from);
         text.and_then(|text| std::fs::write(&aside, text)).map_err(fs::at("write", &aside))?;
         RealFiles.rename(&aside, &self.path).map_err(fs::at("replace", &self.path))?;
-        self.written = Some((StdInstant::now(), report.verdict.clone()));
+        self.written = Some((StdInstant::now(), said));
         Ok(())
     }
 

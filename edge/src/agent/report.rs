@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Agent, Tick, Verdict};
 use crate::apply::unix_s;
+use crate::model::ModelReport;
 
 /// Version of [`Report`]'s shape.
 const REPORT_VERSION: u32 = 1;
@@ -23,6 +24,9 @@ pub struct Report {
     pub agent_pid: u32,
     /// The broker.
     pub broker: BrokerReport,
+    /// The model in use; `null` where the policy is another.
+    #[serde(default)]
+    pub model: Option<ModelReport>,
     /// What came of the last tick.
     pub verdict: VerdictReport,
     /// Every option, in table order.
@@ -97,6 +101,7 @@ impl Report {
                 version: agent.sampler.version().map(|version| version.to_string()),
                 link: agent.sampler.link().to_string(),
             },
+            model: agent.policy.model(),
             verdict: VerdictReport::of(&tick.verdict),
             options: Knob::ALL.map(|knob| option(agent, tick.wanted.as_ref(), knob)).to_vec(),
             failures: controller.failures(),
@@ -128,6 +133,7 @@ impl VerdictReport {
             Verdict::Blind(why) => return plain("blind", why.clone()),
             Verdict::HandsOff(why) => return plain("hands_off", why.clone()),
             Verdict::Hold(reason) => return plain("hold", reason.to_string()),
+            Verdict::Unsure(why) => return plain("hold", why.clone()),
             Verdict::Planned(plan) => ("planned", plan, plan.why.clone()),
             Verdict::Changed(plan, _) if plan.is_roll_back => {
                 ("rolled_back", plan, plan.why.clone())
@@ -147,6 +153,16 @@ impl fmt::Display for Report {
         match broker.pid {
             Some(pid) => writeln!(f, ", process {pid}, {}", broker.link)?,
             None => writeln!(f, ", {}", broker.link)?,
+        }
+        if let Some(model) = &self.model {
+            write!(f, "model     {}, counter {}", model.file, model.counter)?;
+            match &model.signed_by {
+                Some(key) => writeln!(f, ", signed by {key}")?,
+                None => writeln!(f)?,
+            }
+            if let Some(reason) = &model.refused {
+                writeln!(f, "          refused: {reason}")?;
+            }
         }
         writeln!(f, "decision  {}: {}", self.verdict.kind, self.verdict.why)?;
         for line in &self.verdict.diff {

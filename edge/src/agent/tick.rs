@@ -74,6 +74,8 @@ pub enum Verdict {
     HandsOff(String),
     /// No change, and why.
     Hold(HoldReason),
+    /// No change: the policy does not trust its own answer, and why.
+    Unsure(String),
     /// This would be changed ([`Mode::Look`]).
     Planned(Plan),
     /// This was changed.
@@ -103,8 +105,9 @@ impl Agent {
     /// Takes some milliseconds, and for a change at most what [`crate::apply::Applier::apply`]
     /// takes.
     pub fn tick(&mut self, mode: Mode) -> Tick {
-        if mode == Mode::Look {
-            self.follow();
+        match mode {
+            Mode::Look => self.follow(),
+            Mode::Act => self.policy.refresh(),
         }
         let sample = self.sampler.sample();
         self.metrics = self.meter.measure(&sample);
@@ -136,9 +139,11 @@ impl Agent {
         let envelope =
             Envelope { heap_bytes_max: sample.sys.get(Sys::HeapBytesMax), ..self.site.envelope };
         // After a change, missing figures are judged as well: they may be its effect.
-        let wanted = match missing {
-            Some(_) => *self.controller.written(),
-            None => self.ask_policy(&envelope),
+        let asked = if missing.is_none() { Some(self.ask_policy(&envelope)) } else { None };
+        let doubt = asked.and(self.policy.doubt());
+        let wanted = match (asked, &doubt) {
+            (Some(wanted), None) => wanted,
+            _ => self.controller.standing(),
         };
         let inputs = Inputs {
             wanted,
@@ -153,6 +158,9 @@ impl Agent {
             self.note_good();
         }
         let verdict = match self.plan(&decision) {
+            Err(HoldReason::Satisfied) if doubt.is_some() => {
+                Verdict::Unsure(doubt.unwrap_or_default())
+            }
             Err(reason) => Verdict::Hold(reason),
             Ok(plan) if mode == Mode::Look => Verdict::Planned(plan),
             Ok(plan) => self.carry_out(plan, &decision, health),

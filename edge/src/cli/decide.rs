@@ -85,7 +85,7 @@ fn end_of(
             None
         }
         Verdict::Hold(HoldReason::Verifying) => None,
-        Verdict::Hold(_) => match agent.controller().watched() {
+        Verdict::Hold(_) | Verdict::Unsure(_) => match agent.controller().watched() {
             // A reload is judged beside whatever else holds.
             Some(Apply::Reload) if change.is_some() => None,
             // Undoing it has to wait, for state that would be lost or for quiet hours.

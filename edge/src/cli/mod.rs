@@ -4,6 +4,7 @@ mod config;
 mod decide;
 mod run;
 mod status;
+mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -17,9 +18,11 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use brokertuner_edge::config::Config;
-use brokertuner_edge::policy::ModelPolicy;
+use brokertuner_edge::model::{LivePolicy, ModelSource};
 use brokertuner_edge::site::{Environment, Site};
 
+/// Where the configuration lies unless another file is named.
+const CONFIG_DEFAULT: &str = "/etc/brokertuner/edge.toml";
 /// The command ran, and the answer is no.
 const NO: u8 = 1;
 
@@ -36,7 +39,7 @@ struct Arguments {
     #[arg(long, global = true)]
     json: bool,
     /// The configuration file.
-    #[arg(long, global = true, value_name = "FILE", default_value = "/etc/brokertuner/edge.toml")]
+    #[arg(long, global = true, value_name = "FILE", default_value = CONFIG_DEFAULT)]
     config: PathBuf,
 }
 
@@ -59,6 +62,13 @@ enum Verb {
     ///
     /// Exit status 1 where no agent is running.
     Status,
+    /// Verifies a model file as the agent would: format, tables, signature, counter.
+    ///
+    /// Without a configuration file the default one counts. Exit status 1 where it is refused.
+    VerifyModel {
+        /// The model file.
+        file: PathBuf,
+    },
     /// Checks a configuration file and reports every fault; touches nothing.
     CheckConfig {
         /// The file to check.
@@ -77,6 +87,7 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
         Verb::Once { dry_run } => decide::once(&load(&arguments.config)?, dry_run, json),
         Verb::Advise => decide::advise(&load(&arguments.config)?, json),
         Verb::Status => status::status(&load(&arguments.config)?, json),
+        Verb::VerifyModel { file } => verify::verify(&file, &arguments.config, json),
         Verb::CheckConfig { file } => config::check(&file, json),
         Verb::DefaultConfig => {
             print(&Config::default_file())?;
@@ -101,9 +112,9 @@ fn load(path: &std::path::Path) -> anyhow::Result<Config> {
 }
 
 /// The machine as the configuration says, and the policy of its model.
-fn prepare(config: &Config) -> anyhow::Result<(Site, ModelPolicy)> {
+fn prepare(config: &Config) -> anyhow::Result<(Site, LivePolicy)> {
     let site = Site::look(config, &Environment::of_process())?;
-    let policy = ModelPolicy::load(&site.model, site.schema)?;
+    let policy = ModelSource::of(&site)?.open()?;
     for line in &site.elsewhere.lines {
         tracing::info!(%line, "An option is set elsewhere.");
     }

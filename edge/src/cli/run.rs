@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 use std::process::ExitCode;
+use std::sync::atomic::Ordering;
 
 use anyhow::Context;
 use brokertuner_edge::agent::{Agent, Mode, Report, StatusFile, Tick, Verdict, drive};
@@ -12,6 +13,7 @@ use super::{event_loop, prepare, print};
 
 pub(super) fn run(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
     let (site, policy) = prepare(config)?;
+    let reload = policy.reload_flag();
     let interval = site.interval;
     let mut status = StatusFile::in_dir(&site.paths.state_dir);
     let address = site.broker.address;
@@ -19,6 +21,12 @@ pub(super) fn run(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
         // Before the first change: from here on a signal ends the agent between two changes.
         let mut term = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
         let mut int = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+        let mut hup = signal(SignalKind::hangup()).context("cannot wait for SIGHUP")?;
+        tokio::spawn(async move {
+            while hup.recv().await.is_some() {
+                reload.store(true, Ordering::Relaxed);
+            }
+        });
         let stop = async {
             tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
         };
@@ -56,7 +64,7 @@ impl Teller {
     fn log(&mut self, tick: &Tick) {
         let said = match &tick.verdict {
             Verdict::Hold(reason) => reason.to_string(),
-            Verdict::Blind(reason) => reason.clone(),
+            Verdict::Blind(reason) | Verdict::Unsure(reason) => reason.clone(),
             // Logged where they happen.
             Verdict::HandsOff(_) | Verdict::Planned(_) => return,
             Verdict::Changed(..) | Verdict::Failed(..) => {
@@ -70,6 +78,7 @@ impl Teller {
         }
         match tick.verdict {
             Verdict::Blind(_) => tracing::warn!(reason = %said, "Cannot decide."),
+            Verdict::Unsure(_) => tracing::warn!(reason = %said, "Holding."),
             _ => tracing::info!(reason = %said, "Holding."),
         }
         self.last = Some(said);

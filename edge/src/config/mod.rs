@@ -81,6 +81,11 @@ sections! {
         path: PathBuf = PathBuf::from("/var/lib/brokertuner/model.btm"),
         /// The state vector that the model must be made for: edge or seed5.
         schema: Schema = Schema::Edge,
+        /// Public keys of `host keygen`: the model must be signed by one of these, and no older than
+        /// the last one that was. Empty: any sound model is taken.
+        public_keys: Vec<PathBuf> = Vec::new(),
+        /// Change nothing while an input lies beyond what the model's training saw.
+        hold_beyond_training: bool = true,
     }
 
     /// What the site asks of the broker.

@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 use super::broker::{Broker, eventually, program};
 use super::model;
 
-fn edge(arguments: &[&str]) -> Command {
+pub(crate) fn edge(arguments: &[&str]) -> Command {
     let mut command = program(env!("CARGO_BIN_EXE_edge"));
     command.args(arguments).env_remove("MOSQUITTO_PID").env_remove("MOSQUITTO_TUNER_CONFIG");
     command.env_remove("RUST_LOG");
@@ -25,18 +25,18 @@ fn ended(output: &Output) -> (i32, String, String) {
     (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
 }
 
-fn run(arguments: &[&str]) -> (i32, String, String) {
+pub(crate) fn run(arguments: &[&str]) -> (i32, String, String) {
     ended(&edge(arguments).output().unwrap())
 }
 
-fn on(config: &Path, arguments: &[&str]) -> (i32, String, String) {
+pub(crate) fn on(config: &Path, arguments: &[&str]) -> (i32, String, String) {
     let mut all = arguments.to_vec();
     all.extend(["--config", config.to_str().unwrap()]);
     run(&all)
 }
 
 /// Ends the agent when the test ends, however.
-struct Running(Child);
+pub(crate) struct Running(pub(crate) Child);
 
 impl Drop for Running {
     fn drop(&mut self) {

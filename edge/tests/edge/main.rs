@@ -7,4 +7,5 @@ mod broker;
 mod cli;
 mod kill;
 mod model;
+mod models;
 mod sampler;

@@ -3,6 +3,7 @@
 mod evaluate;
 mod export;
 mod hyper;
+mod keygen;
 mod options;
 mod train;
 
@@ -31,6 +32,8 @@ enum Command {
     Evaluate(evaluate::EvaluateArgs),
     /// Quantise a checkpoint to a model file for the gateway.
     Export(export::ExportArgs),
+    /// Make a pair of keys that models are signed with.
+    Keygen(keygen::KeygenArgs),
     /// Say what a model file holds.
     Inspect(export::InspectArgs),
     /// Print the table of the 11 options.
@@ -69,6 +72,7 @@ impl Cli {
             Command::Train(args) => args.run(),
             Command::Evaluate(args) => args.run(),
             Command::Export(args) => args.run(),
+            Command::Keygen(args) => args.run(),
             Command::Inspect(args) => args.run(),
             Command::Knobs(args) => knobs(&args),
         }
