@@ -124,55 +124,70 @@ fn saturate(value: i64) -> i16 {
     i16::try_from(value.clamp(-limit, limit)).unwrap_or(0)
 }
 
-/// One output channel: `bias + weights . input`, requantised and saturated.
+/// One output channel, `bias + weights . input`, activated.
 ///
 /// The model's reader has proved that the sum fits an i32 for every input.
 #[inline]
-pub(crate) fn channel(
+pub(crate) fn channel<T>(
     weights: &[u8],
     bias: [u8; 4],
-    multiplier: [u8; 4],
-    shift: u8,
+    scale: ([u8; 4], u8),
     input: &[i16],
-) -> i16 {
+    activate: impl Fn(i32, ([u8; 4], u8)) -> T,
+) -> T {
     let products = weights
         .iter()
         .zip(input)
         .map(|(&weight, &value)| i32::from(value) * i32::from(weight.cast_signed()));
-    let acc = i32::from_le_bytes(bias) + products.sum::<i32>();
-    rescale(acc, i32::from_le_bytes(multiplier), shift)
+    activate(i32::from_le_bytes(bias) + products.sum::<i32>(), scale)
 }
 
 /// [`requantise`], saturated to 16 bits; in 32-bit steps for the shifts that exporters choose.
 #[inline]
-pub(crate) fn rescale(acc: i32, multiplier: i32, shift: u8) -> i16 {
+fn rescale(acc: i32, (multiplier, shift): ([u8; 4], u8)) -> i16 {
+    let multiplier = i32::from_le_bytes(multiplier);
     if shift <= 32 || multiplier < 0 {
-        return saturate(requantise(acc, multiplier, shift));
+        return rescale_in_full(acc, multiplier, shift);
     }
     // Rounding adds to the upper word alone: below 2^30 + 2^29.
-    let product = u64::from(acc.unsigned_abs()) * u64::from(multiplier.unsigned_abs());
-    let upper = upper_word(product) + (1 << (shift - 33));
+    let upper = upper_product(acc.unsigned_abs(), multiplier.unsigned_abs()) + (1 << (shift - 33));
     let limited = (upper >> (shift - 32)).min(ACTIVATION_MAX.unsigned_abs());
     // The limit makes the conversion exact.
     let magnitude = i16::try_from(limited).unwrap_or(i16::MAX);
     if acc < 0 { -magnitude } else { magnitude }
 }
 
-fn upper_word(value: u64) -> u32 {
-    // What is left after the shift has 32 bits.
-    u32::try_from(value >> 32).unwrap_or(u32::MAX)
+#[cold]
+#[inline(never)]
+fn rescale_in_full(acc: i32, multiplier: i32, shift: u8) -> i16 {
+    saturate(requantise(acc, multiplier, shift))
 }
 
-/// ReLU of a hidden channel.
+/// The upper word of `a * b`. An ARMv6-M multiplies to 32 bits only: four products of halves there
+/// take half of what a 64-bit product does.
 #[inline]
-pub(crate) fn hidden(value: i16) -> i16 {
-    value.max(0)
+fn upper_product(a: u32, b: u32) -> u32 {
+    if ROWS > 1 {
+        // What is left after the shift has 32 bits.
+        return u32::try_from((u64::from(a) * u64::from(b)) >> 32).unwrap_or(u32::MAX);
+    }
+    let (a_high, a_low, b_high, b_low) = (a >> 16, a & 0xffff, b >> 16, b & 0xffff);
+    // None of these overflows: (2^16 - 1)^2 and twice 2^16 - 1 fit 32 bits.
+    let middle = a_high * b_low + (a_low * b_low >> 16);
+    let other = a_low * b_high + (middle & 0xffff);
+    a_high * b_high + (middle >> 16) + (other >> 16)
 }
 
-/// Tanh of an output channel.
+/// A hidden channel: its sum requantised, ReLU and saturated. What is not positive need not be scaled.
 #[inline]
-pub(crate) fn output(value: i16) -> i8 {
-    tanh_action(value)
+pub(crate) fn hidden(acc: i32, scale: ([u8; 4], u8)) -> i16 {
+    if acc <= 0 { 0 } else { rescale(acc, scale).max(0) }
+}
+
+/// An output channel: its sum requantised, saturated, tanh.
+#[inline]
+pub(crate) fn output(acc: i32, scale: ([u8; 4], u8)) -> i8 {
+    tanh_action(rescale(acc, scale))
 }
 
 /// One dense layer from `I` inputs to `O` outputs, borrowing the model's bytes.
@@ -191,13 +206,14 @@ pub struct Layer<'m, const I: usize, const O: usize> {
 }
 
 impl<const I: usize, const O: usize> Layer<'_, I, O> {
-    /// All channels, each passed through `activate`.
-    #[inline]
-    fn run<T>(&self, input: &[i32; I], activate: impl Fn(i16) -> T) -> [T; O] {
+    /// All channels, each passed through `activate` with its sum and scale.
+    // In a function of its own, so that nothing of the caller takes a register.
+    #[inline(never)]
+    fn run<T>(&self, input: &[i32; I], activate: impl Fn(i32, ([u8; 4], u8)) -> T) -> [T; O] {
         let sums = self.sums(input);
         core::array::from_fn(|row| {
             let acc = i32::from_le_bytes(self.bias[row]) + sums[row];
-            activate(rescale(acc, i32::from_le_bytes(self.multiplier[row]), self.shift[row]))
+            activate(acc, (self.multiplier[row], self.shift[row]))
         })
     }
 
@@ -224,7 +240,8 @@ const ROWS: usize =
     if cfg!(all(target_arch = "arm", not(target_has_atomic = "32"))) { 1 } else { 4 };
 
 /// The products of `R` rows with `input`, each summed.
-#[inline]
+// In a function of its own, so that nothing of the caller takes a register.
+#[inline(never)]
 fn dot<const R: usize, const I: usize>(rows: &[[u8; I]; R], input: &[i32; I]) -> [i32; R] {
     let mut sums = [0; R];
     for (column, &value) in input.iter().enumerate() {
@@ -275,7 +292,7 @@ impl<const I: usize, const H1: usize, const H2: usize, const O: usize> Actor<'_,
             assert!(I <= FAN_IN_MAX && H1 <= FAN_IN_MAX && H2 <= FAN_IN_MAX);
         }
         // Words: an ARMv6-M loads them with an offset, and halves of them only without.
-        let wide = |value: i16| i32::from(hidden(value));
+        let wide = |acc, scale| i32::from(hidden(acc, scale));
         let first = self.first.run(&input.map(i32::from), wide);
         let second = self.second.run(&first, wide);
         self.third.run(&second, output)
@@ -320,7 +337,7 @@ mod tests {
                 for shift in 1..=SHIFT_MAX {
                     let expected = saturate(requantise(acc, multiplier, shift));
                     assert_eq!(
-                        rescale(acc, multiplier, shift),
+                        rescale(acc, (multiplier.to_le_bytes(), shift)),
                         expected,
                         "{acc} x {multiplier} >> {shift}"
                     );
