@@ -1,4 +1,4 @@
-# Sourced by the programs of this folder: the targets, what each needs, and where things are cached.
+# Sourced by the programs of this folder, in the repository's root: the targets, what each needs, and where things are cached.
 
 CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/brokertuner
 TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target}
@@ -67,6 +67,22 @@ runner() {
 
 # use_toolchain TRIPLE...   Selects a toolchain with std for them, as CROSS_STD says.
 use_toolchain() {
-  line=$("$(dirname "$0")/toolchain" "$CACHE/toolchain" "$@") || exit
+  line=$(cross/toolchain "$CACHE/toolchain" "$@") || exit
   eval "$line"
+}
+
+# No place of this machine in what is handed out.
+REMAP="--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=cargo --remap-path-prefix=$PWD=brokertuner"
+
+# cargo_build TRIPLE OPTION...
+cargo_build() {
+  triple=$1; shift
+  if [ "$(field "$triple" 2)" = zig ]; then
+    flags=$REMAP
+    # zig brings the start-up code that a std built from source does not.
+    [ "${CROSS_STD:-rustup}" != apt ] || flags="$flags -Clink-self-contained=no"
+    PATH="$CACHE/zig/bin:$PATH" RUSTFLAGS="$flags" cargo zigbuild --target "$triple" "$@"
+  else
+    RUSTFLAGS="$REMAP" cargo build --target "$triple" "$@"
+  fi
 }
