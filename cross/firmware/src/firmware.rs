@@ -4,21 +4,25 @@
 //! once: what the firmware is compared with.
 #![cfg_attr(feature = "board", no_std, no_main)]
 
-use brokertuner_firmware::lines::{self, Fault, Player};
+use brokertuner_firmware::lines::{self, Fault, Line, Player};
 
 #[cfg(not(feature = "board"))]
 fn main() -> Result<(), Fault> {
-    let mut player = Player::new()?;
-    for record in player.records() {
-        println!("{}", player.step(&record?)?);
+    let mut player = Player::default();
+    player.begin()?;
+    let mut line = Line::new();
+    while let Some(next) = player.next(&mut line) {
+        next?;
+        println!("{line}");
     }
-    println!("{}", lines::digest()?);
+    lines::digest(&mut line)?;
+    println!("{line}");
     Ok(())
 }
 
 #[cfg(feature = "board")]
 mod device {
-    use super::{Fault, Player, lines};
+    use super::{Fault, Line, Player, lines};
     use brokertuner_firmware::board;
     use embassy_executor::Spawner;
     use embassy_time::{Duration, Ticker};
@@ -27,14 +31,17 @@ mod device {
     const SPEED: u32 = 1000;
 
     async fn replay() -> Result<(), Fault> {
-        let mut player = Player::new()?;
-        let interval = Duration::from_millis(u64::from((player.interval_ms() / SPEED).max(1)));
-        let mut ticker = Ticker::every(interval);
-        for record in player.records() {
+        let mut player = Player::default();
+        let interval_ms = player.begin()? / SPEED;
+        let mut ticker = Ticker::every(Duration::from_millis(interval_ms.max(1).into()));
+        let mut line = Line::new();
+        while let Some(next) = player.next(&mut line) {
+            next?;
+            defmt::println!("{=str}", line.as_str());
             ticker.next().await;
-            defmt::println!("{=str}", player.step(&record?)?.as_str());
         }
-        defmt::println!("{=str}", lines::digest()?.as_str());
+        lines::digest(&mut line)?;
+        defmt::println!("{=str}", line.as_str());
         Ok(())
     }
 

@@ -1,4 +1,6 @@
 //! A replay as text: one line a decision, the same on every processor.
+//!
+//! What is never inlined gives its frame back: in one function these would take 9 KiB of stack.
 
 use core::fmt::Write as _;
 
@@ -7,7 +9,7 @@ use brokertuner_core::knobs::Apply;
 use brokertuner_core::model::{Model, ModelError};
 use brokertuner_core::render;
 use brokertuner_core::replay::{Replay, Step};
-use brokertuner_core::trace::{Record, Trace, TraceError};
+use brokertuner_core::trace::{Record, Records, Trace, TraceError};
 
 use crate::{MODEL, TRACE, vectors};
 
@@ -36,48 +38,54 @@ impl From<TraceError> for Fault {
 }
 
 /// The trace in flash and its replay with the model in flash.
+#[derive(Default)]
 pub struct Player {
-    trace: Trace<'static>,
-    replay: Replay<'static>,
+    state: Option<(Records<'static>, Replay<'static>)>,
     count: u32,
 }
 
 impl Player {
-    /// Reads both.
+    /// Reads both, and returns the time between two decisions when it was recorded, in milliseconds.
     ///
     /// # Errors
     /// [`Fault`] where one of them is not for this program.
-    pub fn new() -> Result<Self, Fault> {
+    #[inline(never)]
+    pub fn begin(&mut self) -> Result<u32, Fault> {
         let model = Model::read(MODEL)?;
         let trace = Trace::read(TRACE)?;
         let replay = Replay::new(model, *trace.head(), Rules::default());
-        Ok(Player { trace, replay, count: 0 })
+        self.state = Some((trace.records(), replay));
+        Ok(trace.head().interval_ms)
     }
 
-    /// Time between two decisions when it was recorded, in milliseconds.
-    pub fn interval_ms(&self) -> u32 {
-        self.trace.head().interval_ms
-    }
-
-    /// The records of the trace.
-    pub fn records(&self) -> impl Iterator<Item = Result<Record, TraceError>> + use<> {
-        self.trace.records()
-    }
-
-    /// Decides on `record`, and tells of it.
-    ///
-    /// # Errors
-    /// [`Fault::Model`], never for a model that [`Player::new`] took.
-    pub fn step(&mut self, record: &Record) -> Result<Line, Fault> {
-        let step = self.replay.step(record)?;
+    /// Decides on the next record, and tells of it; `None` at the end of the trace.
+    #[inline(never)]
+    pub fn next(&mut self, line: &mut Line) -> Option<Result<(), Fault>> {
+        let record = match self.record()? {
+            Ok(record) => record,
+            Err(error) => return Some(Err(error.into())),
+        };
         self.count += 1;
-        Ok(told(self.count, record, &step))
+        let (_, replay) = self.state.as_mut()?;
+        Some(match replay.step(&record) {
+            Ok(step) => {
+                tell(line, self.count, &record, &step);
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        })
+    }
+
+    #[inline(never)]
+    fn record(&mut self) -> Option<Result<Record, TraceError>> {
+        self.state.as_mut()?.0.next()
     }
 }
 
 /// `7 at 60000000 us: restart; action 7f81...; max_inflight_messages 100; ...`
-fn told(number: u32, record: &Record, step: &Step) -> Line {
-    let mut line = Line::new();
+#[inline(never)]
+fn tell(line: &mut Line, number: u32, record: &Record, step: &Step) {
+    line.clear();
     // None of these fails: the line holds them all.
     let _ = write!(line, "{number} at {} us: ", record.sample.at.as_micros());
     let _ = match &step.decision {
@@ -93,16 +101,16 @@ fn told(number: u32, record: &Record, step: &Step) -> Line {
     for setting in render::render(&step.written).lines().skip(1) {
         let _ = write!(line, "; {setting}");
     }
-    line
 }
 
 /// The last line: the digest of [`vectors`].
 ///
 /// # Errors
 /// [`Fault::Model`] where the model in flash is not for this program.
-pub fn digest() -> Result<Line, Fault> {
+#[inline(never)]
+pub fn digest(line: &mut Line) -> Result<(), Fault> {
     let digest = vectors::digest(&Model::read(MODEL)?)?;
-    let mut line = Line::new();
+    line.clear();
     let _ = write!(line, "digest of {} vectors: {digest:016x}", vectors::COUNT);
-    Ok(line)
+    Ok(())
 }
