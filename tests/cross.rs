@@ -6,7 +6,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
-use brokertuner_core::{Knob, KNOBS, render};
+use brokertuner_core::{KNOBS, Knob, render};
 use brokertuner_host::broker::SpawnConfig;
 use tempfile::TempDir;
 use toml::Table;
@@ -16,8 +16,7 @@ use crate::support::mqtt::limits_at;
 use crate::support::{broker_with, repository};
 
 /// Cortex-M0, M3, M4F.
-const BOARDS: [&str; 3] =
-    ["thumbv6m-none-eabi", "thumbv7m-none-eabi", "thumbv7em-none-eabihf"];
+const BOARDS: [&str; 3] = ["thumbv6m-none-eabi", "thumbv7m-none-eabi", "thumbv7em-none-eabihf"];
 /// x86-64, aarch64, ARMv7, ARMv6.
 const LINUXES: [&str; 4] = [
     "x86_64-unknown-linux-musl",
@@ -37,7 +36,11 @@ fn succeeded(program: &str, arguments: &[&str]) -> (String, String) {
     let output = cross(program, arguments);
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("UTF-8");
     let (out, err) = (text(&output.stdout), text(&output.stderr));
-    assert!(output.status.success(), "cross/{program} {arguments:?}: {}\n{out}{err}", output.status);
+    assert!(
+        output.status.success(),
+        "cross/{program} {arguments:?}: {}\n{out}{err}",
+        output.status
+    );
     (out, err)
 }
 
@@ -170,13 +173,15 @@ fn instructions_are_within_their_budgets() {
 fn an_arm_program_tunes_a_broker() {
     let arm = target_dir().join("cross/edge-arm-unknown-linux-musleabihf");
     assert!(arm.exists(), "{} is missing: run cross/build", arm.display());
-    let spawn =
-        SpawnConfig { supervised: true, persistence: false, ..SpawnConfig::default() };
+    let spawn = SpawnConfig { supervised: true, persistence: false, ..SpawnConfig::default() };
     let broker = broker_with("2.0.21", &spawn);
     let dir = TempDir::new().unwrap();
     let mut config = EdgeConfig::of(&broker, dir.path());
     config.extra = QUICK.into();
-    model::write(&config.model, &[(Knob::InflightMessagesMax, 1000), (Knob::QueuedMessagesMax, 10_000)]);
+    model::write(
+        &config.model,
+        &[(Knob::InflightMessagesMax, 1000), (Knob::QueuedMessagesMax, 10_000)],
+    );
     let before = (broker.pid(), limits_at(broker.addr()).receive_maximum);
     let file = config.write(dir.path());
     let run = Command::new("qemu-arm")

@@ -173,7 +173,7 @@ fn upper_product(a: u32, b: u32) -> u32 {
     }
     let (a_high, a_low, b_high, b_low) = (a >> 16, a & 0xffff, b >> 16, b & 0xffff);
     // None of these overflows: (2^16 - 1)^2 and twice 2^16 - 1 fit 32 bits.
-    let middle = a_high * b_low + (a_low * b_low >> 16);
+    let middle = a_high * b_low + ((a_low * b_low) >> 16);
     let other = a_low * b_high + (middle & 0xffff);
     a_high * b_high + (middle >> 16) + (other >> 16)
 }

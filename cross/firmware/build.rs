@@ -56,7 +56,11 @@ impl Random {
         low + (self.next() % (high - low + 1) as u32) as i32
     }
 
-    fn array<const N: usize>(&mut self, count: u16, bytes: impl Fn(&mut Self) -> [u8; N]) -> Vec<u8> {
+    fn array<const N: usize>(
+        &mut self,
+        count: u16,
+        bytes: impl Fn(&mut Self) -> [u8; N],
+    ) -> Vec<u8> {
         (0..count).flat_map(|_| bytes(self)).collect()
     }
 }

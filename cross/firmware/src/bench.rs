@@ -64,7 +64,8 @@ fn bench(mut line: impl FnMut(&str, usize)) -> Result<(), Fault> {
         }
     }
     if let Some(record) = &last {
-        let text = count(|| replay.step(black_box(record)).map(|step| render::render(&step.written)))?;
+        let text =
+            count(|| replay.step(black_box(record)).map(|step| render::render(&step.written)))?;
         black_box(text);
         line("decision", PRODUCTS);
     }

@@ -36,8 +36,11 @@ impl Driver for Clock {
             let ticks = *self.ticks.borrow_ref(cs);
             let left = SYST::get_current();
             // It may have wrapped since interrupts were masked.
-            let (ticks, left) =
-                if SCB::is_pendst_pending() { (ticks + 1, SYST::get_current()) } else { (ticks, left) };
+            let (ticks, left) = if SCB::is_pendst_pending() {
+                (ticks + 1, SYST::get_current())
+            } else {
+                (ticks, left)
+            };
             ticks * TICK_US + u64::from(RELOAD - left.min(RELOAD)) * TICK_US / u64::from(RELOAD)
         })
     }
