@@ -163,14 +163,20 @@ fn rescale_in_full(acc: i32, multiplier: i32, shift: u8) -> i16 {
     saturate(requantise(acc, multiplier, shift))
 }
 
-/// The upper word of `a * b`. An ARMv6-M multiplies to 32 bits only: four products of halves there
-/// take half of what a 64-bit product does.
+/// The upper word of `a * b`.
 #[inline]
 fn upper_product(a: u32, b: u32) -> u32 {
-    if ROWS > 1 {
-        // What is left after the shift has 32 bits.
-        return u32::try_from((u64::from(a) * u64::from(b)) >> 32).unwrap_or(u32::MAX);
+    if ROWS == 1 {
+        return upper_product_of_halves(a, b);
     }
+    // What is left after the shift has 32 bits.
+    u32::try_from((u64::from(a) * u64::from(b)) >> 32).unwrap_or(u32::MAX)
+}
+
+/// The same where a processor multiplies to 32 bits only (ARMv6-M): half of what the whole product
+/// takes.
+#[inline]
+fn upper_product_of_halves(a: u32, b: u32) -> u32 {
     let (a_high, a_low, b_high, b_low) = (a >> 16, a & 0xffff, b >> 16, b & 0xffff);
     // None of these overflows: (2^16 - 1)^2 and twice 2^16 - 1 fit 32 bits.
     let middle = a_high * b_low + ((a_low * b_low) >> 16);
@@ -343,6 +349,22 @@ mod tests {
                     );
                 }
             }
+        }
+    }
+
+    #[test]
+    fn the_upper_product_of_halves_is_exact() {
+        let corners = [0, 1, 0xffff, 0x1_0000, 0x1_0001, 0x7fff_ffff, 0x8000_0000, u32::MAX];
+        let mut state = 1u32;
+        let mut random = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            state
+        };
+        let pairs = corners.into_iter().flat_map(|a| corners.map(|b| (a, b)));
+        let random = std::iter::repeat_with(|| (random(), random())).take(10_000);
+        for (a, b) in pairs.chain(random.collect::<std::vec::Vec<_>>()) {
+            let exact = (u64::from(a) * u64::from(b)) >> 32;
+            assert_eq!(u64::from(upper_product_of_halves(a, b)), exact, "{a} x {b}");
         }
     }
 
