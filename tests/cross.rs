@@ -156,8 +156,8 @@ fn instructions_are_within_their_budgets() {
         let (counts, _) = succeeded("firmware/run", &["--counts", &triple]);
         let count = |name: &str| {
             let line = counts.lines().find(|line| line.starts_with(&format!("{name} ")));
-            let words = line.unwrap_or_else(|| panic!("no {name} in {counts}")).split(' ');
-            words.last().unwrap().parse::<u64>().unwrap()
+            let mut words = line.unwrap_or_else(|| panic!("no {name} in {counts}")).split(' ');
+            words.next_back().unwrap().parse::<u64>().unwrap()
         };
         for (name, limit) in limits.as_table().unwrap() {
             assert!(count(name) <= number(limit), "{triple}: {name} {} of {limit}", count(name));
