@@ -11,7 +11,7 @@ pub mod vectors;
 
 /// The model: models/default.btm, or one with random weights where the tree has none.
 pub static MODEL: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/model.btm"));
-/// What an agent saw beside a real Mosquitto.
+/// Forty decisions' inputs of a made-up load that grows and then drops messages.
 pub static TRACE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/trace.btt"));
 
 include!(concat!(env!("OUT_DIR"), "/shape.rs"));

@@ -30,12 +30,12 @@ impl Random {
     /// An order of magnitude first, then a value of it; missing now and then.
     fn gauge(&mut self) -> Option<f32> {
         let octaves = self.next() % 32;
-        (self.next() % 16 != 0).then(|| (self.next() >> octaves) as f32)
+        (!self.next().is_multiple_of(16)).then(|| (self.next() >> octaves) as f32)
     }
 
     /// 0 to 2.
     fn share(&mut self) -> Option<f32> {
-        (self.next() % 16 != 0).then(|| (self.next() >> 16) as f32 / 32_768.0)
+        (!self.next().is_multiple_of(16)).then(|| (self.next() >> 16) as f32 / 32_768.0)
     }
 
     fn metrics(&mut self) -> Metrics {
