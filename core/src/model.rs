@@ -356,12 +356,17 @@ impl<'m> Model<'m> {
 }
 
 /// One layer with lengths known at run time.
-fn run<T>(layer: &LayerParts<'_>, input: &[i16], out: &mut [T], activate: impl Fn(i64) -> T) {
+fn run<T>(
+    layer: &LayerParts<'_>,
+    input: &[i16],
+    out: &mut [T],
+    activate: impl Fn(i32, ([u8; 4], u8)) -> T,
+) {
     let rows = layer.weights.chunks_exact(input.len());
     let (bias, multiplier) = (layer.bias.as_chunks().0, layer.multiplier.as_chunks().0);
     let scales = bias.iter().zip(multiplier).zip(layer.shift);
     for ((slot, weights), ((&bias, &multiplier), &shift)) in out.iter_mut().zip(rows).zip(scales) {
-        *slot = activate(channel(weights, bias, multiplier, shift, input));
+        *slot = channel(weights, bias, (multiplier, shift), input, &activate);
     }
 }
 

@@ -116,13 +116,17 @@ mod tests {
     }
 
     #[test]
-    fn output_failure_absence_and_lateness_are_told_apart() {
+    fn a_program_that_is_absent_is_told() {
+        let absent = output(Command::new("/nonexistent/systemctl"), Duration::from_secs(10));
+        assert!(matches!(absent, Err(CommandError::Start { .. })));
+    }
+
+    #[test]
+    fn output_failure_and_lateness_are_told_apart() {
         let long = Duration::from_secs(10);
         assert_eq!(output(sh("echo 12"), long).unwrap(), "12\n");
         let error = output(sh("echo no such unit >&2; exit 5"), long).unwrap_err().to_string();
         assert!(error.contains("no such unit") && error.contains('5'), "{error}");
-        let absent = output(Command::new("/nonexistent/systemctl"), long);
-        assert!(matches!(absent, Err(CommandError::Start { .. })));
         let started = Instant::now();
         let late = output(sh("exec sleep 60"), Duration::from_millis(50));
         assert!(matches!(late, Err(CommandError::Late { .. })));

@@ -1,5 +1,6 @@
 //! A Mosquitto under supervision, as on a gateway: ended by a signal, it is started again.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -47,6 +48,21 @@ pub(crate) fn start_with_tls(extra: &str) -> Broker {
             thread::sleep(Duration::from_millis(10));
         }
         eprintln!("{}", broker.log());
+    }
+}
+
+/// A command for a program of these tests' own target: where that is not this machine's
+/// (`cross/test`), it runs under what the variable names.
+pub(crate) fn program(path: impl AsRef<OsStr>) -> Command {
+    let runner = std::env::var("BROKERTUNER_TEST_RUNNER").unwrap_or_default();
+    let mut words = runner.split_whitespace();
+    match words.next() {
+        None => Command::new(path),
+        Some(first) => {
+            let mut command = Command::new(first);
+            command.args(words).arg(path);
+            command
+        }
     }
 }
 

@@ -10,11 +10,11 @@ use brokertuner_edge::control::Broker as _;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::broker::{Broker, eventually};
+use super::broker::{Broker, eventually, program};
 use super::model;
 
 pub(crate) fn edge(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_edge"));
+    let mut command = program(env!("CARGO_BIN_EXE_edge"));
     command.args(arguments).env_remove("MOSQUITTO_PID").env_remove("MOSQUITTO_TUNER_CONFIG");
     command.env_remove("RUST_LOG");
     command

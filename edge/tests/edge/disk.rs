@@ -23,7 +23,7 @@ fn once(config: &Path, dir: &Path, mount: &str) -> (i32, String, String) {
     let mut command = Command::new("unshare");
     let script = format!("{mount} && exec \"$@\"");
     command.args(["--mount", "sh", "-c", &script]).arg(dir).arg(plain.get_program());
-    command.args(["once", "--config"]).arg(config).env_remove("RUST_LOG");
+    command.args(plain.get_args()).args(["once", "--config"]).arg(config).env_remove("RUST_LOG");
     ended(&command.output().expect(INSTALL))
 }
 

@@ -13,7 +13,7 @@ use brokertuner_edge::control::Broker as _;
 use brokertuner_edge::helper::{Answer, Client, Request};
 use nix::unistd::{User, chown};
 
-use super::broker::{Broker, PATIENCE, eventually};
+use super::broker::{Broker, PATIENCE, eventually, program};
 use super::cli::{Running, edge, on};
 use super::model;
 
@@ -69,10 +69,11 @@ impl Site {
     fn once(&self) -> Output {
         let edge = env!("CARGO_BIN_EXE_edge");
         // The program may lie where only root can go.
-        let program = self.broker.path("edge");
-        if !program.exists() {
-            fs::copy(edge, &program).unwrap();
+        let copy = self.broker.path("edge");
+        if !copy.exists() {
+            fs::copy(edge, &copy).unwrap();
         }
+        let program = program(copy);
         Command::new("setpriv")
             .args([
                 "--reuid",
@@ -83,7 +84,8 @@ impl Site {
                 "--no-new-privs",
                 "--",
             ])
-            .arg(&program)
+            .arg(program.get_program())
+            .args(program.get_args())
             .args(["once", "--config", self.config.to_str().unwrap()])
             .output()
             .expect("sudo apt-get install -y util-linux")
