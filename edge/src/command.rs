@@ -2,12 +2,13 @@
 
 use std::io::Read;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
+use nix::unistd::{AccessFlags, Pid, access};
 
 /// Most of a program's output that is kept.
 const OUTPUT_BYTES_MAX: u64 = 4096;
@@ -42,6 +43,17 @@ pub enum CommandError {
         /// How long was waited.
         timeout_s: u64,
     },
+}
+
+/// Whether `program` can be started: a path, or a name that `PATH` knows.
+#[must_use]
+pub fn is_there(program: &str) -> bool {
+    let may = |path: &Path| access(path, AccessFlags::X_OK).is_ok();
+    if program.contains('/') {
+        return may(Path::new(program));
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|dir| may(&dir.join(program)))
 }
 
 /// Runs a program to its end and returns the start of its standard output.

@@ -9,6 +9,7 @@ pub mod connack;
 pub mod control;
 pub mod doctor;
 pub mod elsewhere;
+pub mod error;
 pub mod fs;
 pub mod helper;
 pub mod journal;

@@ -4,6 +4,7 @@
 //! A copy of what was accepted lies in the state directory. It is used where the configured file is
 //! refused, and its counter is the highest that was accepted: an older signed model is a roll-back.
 
+use std::fmt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -35,6 +36,19 @@ pub struct ModelReport {
     pub signed_by: Option<String>,
     /// Why the configured file is not in use, where it is not.
     pub refused: Option<String>,
+}
+
+impl fmt::Display for ModelReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, counter {}", self.file, self.counter)?;
+        if let Some(key) = &self.signed_by {
+            write!(f, ", signed by {key}")?;
+        }
+        match &self.refused {
+            Some(reason) => write!(f, "\n          refused: {reason}"),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Where models come from and what they must be.

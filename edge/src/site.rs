@@ -15,7 +15,7 @@ use crate::apply::{Applier, Paths};
 use crate::clock;
 use crate::config::{Config, Tune, bounds};
 use crate::connack::Credentials;
-use crate::control::{LiveBroker, Method, MethodName};
+use crate::control::{Flaw, LiveBroker, Method, MethodName};
 use crate::elsewhere::{self, Elsewhere};
 use crate::fs::{self, FileError, RealFiles};
 use crate::helper::Client;
@@ -211,6 +211,50 @@ impl Site {
                 .unwrap_or_else(|| config.agent.state_dir.join("kill-switch")),
             config: config.clone(),
         })
+    }
+
+    /// That `main_conf` belongs to another broker than the one on `broker.port`, as far as its
+    /// listeners tell.
+    #[must_use]
+    pub fn other_broker(&self) -> Option<Flaw> {
+        let (main, port) = (self.main_conf.as_ref()?, self.broker.address.port());
+        if self.elsewhere.listens_on(port) {
+            return None;
+        }
+        let ports: Vec<_> = self.elsewhere.ports.iter().map(u16::to_string).collect();
+        let ports = if ports.is_empty() { "1883, by default".into() } else { ports.join(", ") };
+        Some(Flaw {
+            found: format!(
+                "broker.main_conf: {} listens on {ports}, not on broker.port = {port}: it may be another broker's",
+                main.display()
+            ),
+            remedy: "correct broker.port, or set broker.main_conf and broker.drop_in to the files of the broker that listens there".into(),
+        })
+    }
+
+    /// Why nothing can be changed as things are configured, in words; `None` where something can.
+    #[must_use]
+    pub fn barred(&self) -> Option<String> {
+        if !self.envelope.opted_in.is_empty() {
+            return None;
+        }
+        let is_none = |method: &Method| *method == Method::None;
+        Some(if is_none(&self.broker.reload) && is_none(&self.broker.restart) {
+            "no option may be changed: control.reload and control.restart are \"none\"; set a way for at least one of them".into()
+        } else {
+            "no option may be changed: each is set elsewhere, left alone by tune = \"no\", or needs what control.reload or control.restart does not offer; `edge doctor` has more".into()
+        })
+    }
+
+    /// What of the configuration can't be right here, though it may get right while the agent runs:
+    /// each with its remedy. Asks systemd, for at most some seconds.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        let ways = [("reload", &self.broker.reload), ("restart", &self.broker.restart)];
+        // The helper has rights and a view of its own.
+        let ways = ways.into_iter().filter(|_| self.broker.finder.helper.is_none());
+        let flaws = ways.filter_map(|(verb, method)| method.flaw(verb)).chain(self.other_broker());
+        flaws.map(|flaw| flaw.to_string()).chain(self.barred()).collect()
     }
 
     /// What changes this broker, by the helper where one is to, with what is wrong with the agent's

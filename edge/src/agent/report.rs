@@ -179,7 +179,7 @@ impl VerdictReport {
                 return plain(restraint.kind(), restraint.to_string());
             }
             Verdict::Hold(reason) => return plain("hold", reason.to_string()),
-            Verdict::Unsure(why) => return plain("hold", why.clone()),
+            Verdict::Barred(why) => return plain("hold", why.clone()),
             Verdict::Planned(plan) => ("planned", plan, plan.why.clone()),
             Verdict::Changed(plan, _) if plan.is_roll_back => {
                 ("rolled_back", plan, plan.why.clone())
@@ -201,14 +201,7 @@ impl fmt::Display for Report {
             None => writeln!(f, ", {}", broker.link)?,
         }
         if let Some(model) = &self.model {
-            write!(f, "model     {}, counter {}", model.file, model.counter)?;
-            match &model.signed_by {
-                Some(key) => writeln!(f, ", signed by {key}")?,
-                None => writeln!(f)?,
-            }
-            if let Some(reason) = &model.refused {
-                writeln!(f, "          refused: {reason}")?;
-            }
+            writeln!(f, "model     {model}")?;
         }
         if let Some(path) = &self.kill_switch {
             writeln!(f, "standing  {}, but {path} exists: nothing is changed", self.standing)?;

@@ -42,8 +42,9 @@ pub enum Verdict {
     Restrained(Restraint),
     /// No change, and why.
     Hold(HoldReason),
-    /// No change: the policy does not trust its own answer, and why.
-    Unsure(String),
+    /// No change for a reason that the controller does not know: the policy does not trust its own
+    /// answer, or there is no option that may be changed.
+    Barred(String),
     /// This would be changed ([`Mode::Look`]).
     Planned(Plan),
     /// This was changed.
@@ -86,36 +87,33 @@ impl Agent {
         self.look_around();
         let health = self.health();
         let record = self.record(sample, health);
-        let tick = |agent: &Self, verdict| Tick {
-            at: sample.at,
-            record,
-            metrics: agent.metrics,
-            health,
-            wanted: agent.wanted,
-            verdict,
-        };
+        let verdict = self.decide(mode, &record, health);
+        Tick { at: sample.at, metrics: self.metrics, health, record, wanted: self.wanted, verdict }
+    }
+
+    fn decide(&mut self, mode: Mode, record: &Record, health: Health) -> Verdict {
+        let sample = &record.sample;
         match self.applier.check_ours() {
             Ok(()) => {}
             Err(error @ (ApplyError::EditedByHand { .. } | ApplyError::Removed { .. })) => {
-                let said = self.take_hands_off(&error);
-                return tick(self, Verdict::HandsOff(said));
+                return Verdict::HandsOff(self.take_hands_off(&error));
             }
             // It may be readable again the next time.
-            Err(error) => return tick(self, Verdict::Blind(error.to_string())),
+            Err(error) => return Verdict::Blind(error.to_string()),
         }
         if mode == Mode::Act
-            && let Some(verdict) = self.restrained(&sample)
+            && let Some(verdict) = self.restrained(sample)
         {
-            return tick(self, verdict);
+            return verdict;
         }
         let missing = self.blindness();
         let was_watching = self.controller.is_watching();
         if let Some(missing) = &missing
             && !was_watching
         {
-            return tick(self, Verdict::Blind(missing.clone()));
+            return Verdict::Blind(missing.clone());
         }
-        let envelope = self.envelope(&sample);
+        let envelope = self.envelope(sample);
         // After a change, missing figures are judged as well: they may be its effect.
         let asked = if missing.is_none() { Some(self.ask_policy(&envelope)) } else { None };
         let doubt = asked.and(self.policy.doubt());
@@ -127,7 +125,7 @@ impl Agent {
             wanted,
             envelope,
             health,
-            state_at_risk: self.is_state_at_risk(&sample, &wanted),
+            state_at_risk: self.is_state_at_risk(sample, &wanted),
             quiet_hours: record.quiet_hours,
             gain: None,
         };
@@ -136,15 +134,15 @@ impl Agent {
             self.note_good();
             self.note_verified();
         }
-        let verdict = match self.plan(&decision) {
-            Err(HoldReason::Satisfied) if doubt.is_some() => {
-                Verdict::Unsure(doubt.unwrap_or_default())
-            }
+        match self.plan(&decision) {
+            Err(HoldReason::Satisfied) => match doubt.or_else(|| self.site.barred()) {
+                Some(why) => Verdict::Barred(why),
+                None => Verdict::Hold(HoldReason::Satisfied),
+            },
             Err(reason) => Verdict::Hold(reason),
             Ok(plan) if mode == Mode::Look => Verdict::Planned(plan),
             Ok(plan) => self.carry_out(plan, &decision, health),
-        };
-        tick(self, verdict)
+        }
     }
 
     /// The bounds with what was measured.

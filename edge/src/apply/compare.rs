@@ -55,7 +55,7 @@ pub(super) fn read_back(intent: &Intent, connack: &Connack) -> Result<(), ApplyE
         if let Some(wanted) = to.get(knob).value()
             && wanted != found
         {
-            let restored = Restored::NotYet;
+            let restored = Restored::NotTold;
             return Err(ApplyError::NotEffective { knob, wanted, found, restored });
         }
     }

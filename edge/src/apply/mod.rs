@@ -221,7 +221,9 @@ impl Applier {
         let from = self.written()?;
         let running = self.broker.process();
         if how == How::Restart {
-            self.guard_database(from, wanted, running.as_ref().ok().copied(), site)?;
+            let running = running.as_ref().ok().copied();
+            self.guard_database(from, wanted, running, site)
+                .map_err(|error| error.with_restored(Restored::Kept))?;
         }
         // A broker that is down can be restarted, though not reloaded.
         let last = self.state.effective.map(|effective| effective.process);
@@ -356,7 +358,7 @@ impl Applier {
                 return ApplyError::Stuck { error, again };
             }
             Failure::AfterBroker(error) => {
-                ApplyError::Unfinished { error, restored: Restored::NotYet }
+                ApplyError::Unfinished { error, restored: Restored::NotTold }
             }
             Failure::Broker(error) => error,
         };
@@ -364,6 +366,9 @@ impl Applier {
             Ok(ready) => {
                 tracing::warn!(pid = ready.process.pid, %error, "The previous settings are back.");
                 Restored::Yes
+            }
+            Err(again) if again.to_string() == error.to_string() => {
+                Restored::No("for the same reason".into())
             }
             Err(again) => Restored::No(again.to_string()),
         };
@@ -425,7 +430,7 @@ impl Applier {
     }
 
     fn late(&self, how: How, missing: Missing) -> ApplyError {
-        let (timeout_s, restored) = (self.ready_timeout.as_secs(), Restored::NotYet);
+        let (timeout_s, restored) = (self.ready_timeout.as_secs(), Restored::NotTold);
         ApplyError::NotReady { how, timeout_s, missing, restored }
     }
 

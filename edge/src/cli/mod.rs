@@ -132,8 +132,8 @@ enum Verb {
     },
     /// Checks a configuration file and reports every fault; touches nothing.
     CheckConfig {
-        /// The file to check.
-        file: PathBuf,
+        /// The file to check; without it, that of --config.
+        file: Option<PathBuf>,
     },
     /// Prints the default configuration, with a comment for every option.
     DefaultConfig,
@@ -165,7 +165,9 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
         Verb::Doctor => doctor::examine(&arguments.config, json),
         Verb::Helper { listen } => helper::helper(&load(&arguments.config)?, listen.as_deref()),
         Verb::VerifyModel { file } => verify::verify(&file, &arguments.config, json),
-        Verb::CheckConfig { file } => config::check(&file, json),
+        Verb::CheckConfig { file } => {
+            config::check(file.as_ref().unwrap_or(&arguments.config), json)
+        }
         Verb::DefaultConfig => {
             print(&Config::default_file())?;
             Ok(ExitCode::SUCCESS)
@@ -199,6 +201,9 @@ fn load_as_agent(path: &std::path::Path) -> anyhow::Result<Config> {
 fn prepare(config: &Config) -> anyhow::Result<(Site, LivePolicy)> {
     let site = Site::look(config, &Environment::of_process())?;
     let policy = ModelSource::of(config)?.open()?;
+    for warning in site.warnings() {
+        tracing::warn!("{warning}");
+    }
     for line in &site.elsewhere.lines {
         tracing::info!(%line, "An option is set elsewhere.");
     }

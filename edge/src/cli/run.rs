@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context;
 use brokertuner_edge::agent::{Agent, Call, Mode, Report, StatusFile, Tick, Verdict, drive};
 use brokertuner_edge::config::Config;
+use brokertuner_edge::error::told;
 use brokertuner_edge::notify;
 use brokertuner_edge::service::{Board, HttpOptions, Listen, Service, Token};
 use brokertuner_edge::site::Environment;
@@ -53,7 +54,7 @@ pub(super) fn run(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
             if json && let Ok(line) = serde_json::to_string(&report) {
                 // No reason to stop tuning.
                 if let Err(error) = print(&format!("{line}\n")) {
-                    teller.log_once(&format!("{error:#}"));
+                    teller.log_once(&told(error.as_ref()));
                 }
             }
             if is_http {
@@ -97,7 +98,7 @@ impl Teller {
     fn log(&mut self, tick: &Tick) {
         let said = match &tick.verdict {
             Verdict::Hold(reason) => reason.to_string(),
-            Verdict::Blind(reason) | Verdict::Unsure(reason) => reason.clone(),
+            Verdict::Blind(reason) | Verdict::Barred(reason) => reason.clone(),
             Verdict::Restrained(restraint) => restraint.to_string(),
             // Logged where they happen.
             Verdict::HandsOff(_) | Verdict::Planned(_) => return,
@@ -112,7 +113,7 @@ impl Teller {
         }
         match tick.verdict {
             Verdict::Blind(_) => tracing::warn!(reason = %said, "Cannot decide."),
-            Verdict::Unsure(_) => tracing::warn!(reason = %said, "Holding."),
+            Verdict::Barred(_) => tracing::warn!(reason = %said, "Holding."),
             _ => tracing::info!(reason = %said, "Holding."),
         }
         notify::status(&said);

@@ -1,9 +1,13 @@
 //! The broker as a client sees it: login, version and its traps, `$SYS`, process.
 
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use brokertuner_core::sample::{Sample, Sys, Version};
+use procfs::process::Process;
 
 use super::{Check, limits};
 use crate::control::Broker as _;
@@ -111,6 +115,9 @@ fn process(site: &Site, checks: &mut Vec<Check>) {
         Ok(process) => process,
         Err(error) => return checks.push(Check::error("pid", &error)),
     };
+    if let (Some(main), Ok(entry)) = (&site.main_conf, Process::new(found.pid)) {
+        checks.extend(configuration(main, &entry));
+    }
     checks.push(match site.broker.finder.read(found) {
         Ok(sample) => {
             let mib = sample.rss_bytes >> 20;
@@ -125,6 +132,49 @@ fn process(site: &Site, checks: &mut Vec<Check>) {
             )
         }
     });
+}
+
+/// Whether the process reads the main file that is looked at: by its `-c`, where it is a Mosquitto.
+fn configuration(main: &Path, process: &Process) -> Option<Check> {
+    let words = process.cmdline().ok()?;
+    if !words.first()?.ends_with("mosquitto") {
+        return None;
+    }
+    let remedy = "set broker.main_conf and broker.drop_in to the files of the broker that listens on broker.port";
+    let Some(file) = named(&words) else {
+        let found = format!(
+            "process {} was started without -c: it reads no configuration file",
+            process.pid()
+        );
+        return Some(Check::wrong(
+            "main_conf",
+            found,
+            "start it with -c, and set broker.main_conf",
+        ));
+    };
+    // Its own view, where that is another one (a container's), and its directory at the start.
+    let dir = process.cwd().unwrap_or_default();
+    let own = dir.join(file);
+    let rooted = format!("/proc/{}/root{}", process.pid(), own.display());
+    let is_main = [Path::new(&rooted), &own].iter().any(|path| is_same(path, main));
+    Some(if is_main {
+        Check::good("main_conf", format!("{} is what the broker reads", main.display()))
+    } else {
+        let found =
+            format!("process {} reads {}, not {}", process.pid(), own.display(), main.display());
+        Check::wrong("main_conf", found, remedy)
+    })
+}
+
+/// The file that a Mosquitto's command line names.
+fn named(words: &[String]) -> Option<&str> {
+    let at = words.iter().position(|word| word == "-c" || word == "--config-file")?;
+    words.get(at + 1).map(String::as_str)
+}
+
+fn is_same(a: &Path, b: &Path) -> bool {
+    let of = |path: &Path| fs::metadata(path).map(|found| (found.dev(), found.ino())).ok();
+    of(a).is_some_and(|a| of(b) == Some(a))
 }
 
 fn sys(sampler: &Sampler, sample: &Sample, checks: &mut Vec<Check>) {

@@ -2,24 +2,19 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::Command;
-use std::time::Duration;
 
 use nix::unistd::{AccessFlags, access};
 
 use super::Check;
 use crate::agent::Lock;
-use crate::command;
 use crate::config::Config;
-use crate::control::Method;
+use crate::control::{Flaw, Method};
 use crate::fs::{RealFiles, dir_of};
 use crate::model::ModelSource;
 use crate::orders::Restraint;
 use crate::service::{Listen, Token};
 use crate::site::{Environment, Site};
 use crate::state::StateStore;
-
-const SYSTEMCTL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What is the agent's own: its directory, its memory, its model, its token.
 pub(super) fn own_files(config: &Config, environment: &Environment, checks: &mut Vec<Check>) {
@@ -141,6 +136,9 @@ pub(super) fn broker_files(site: &Site, checks: &mut Vec<Check>) {
         let found = "what overrides the drop-in is not known";
         checks.push(Check::note("main_conf", found, "set broker.main_conf"));
     }
+    if let Some(Flaw { found, remedy }) = site.other_broker() {
+        checks.push(Check::wrong("main_conf", found, remedy));
+    }
     if site.envelope.opted_in.is_empty() {
         let found = "no option may be changed";
         checks.push(Check::wrong(
@@ -160,48 +158,15 @@ pub(super) fn ways(config: &Config, site: &Site, checks: &mut Vec<Check>) {
                     format!("control.{check} = \"none\": options that need it are left alone");
                 Check::note(check, found, "")
             }
-            Method::Signal => Check::good(check, "by SIGHUP"),
-            Method::Systemd(unit) => systemd(check, unit),
-            Method::Command(words) => command_there(check, words),
+            method => match method.flaw(check) {
+                None => Check::good(check, format!("by {method}")),
+                Some(flaw) => Check::wrong(check, flaw.found, flaw.remedy),
+            },
         });
     }
     if config.decide.restarts_per_hour_max == 0 || config.decide.restarts_per_day_max == 0 {
         let found = "the restart budget is 0: options that need a restart are never changed";
         checks.push(Check::note("budget", found, ""));
-    }
-}
-
-fn systemd(check: &'static str, unit: &str) -> Check {
-    let mut show = Command::new("systemctl");
-    show.args(["show", "--property=LoadState", "--value", "--", unit]);
-    match command::output(show, SYSTEMCTL_TIMEOUT) {
-        Ok(said) if said.trim() == "loaded" => Check::good(check, format!("by systemctl, {unit}")),
-        Ok(said) => {
-            let found = format!("systemd has {unit} as {}", said.trim());
-            Check::wrong(check, found, "correct control.unit")
-        }
-        Err(error) => {
-            let remedy = format!(
-                "where there is no systemd, set control.{check} to \"signal\" or \"command\""
-            );
-            Check::wrong(check, error.to_string(), remedy)
-        }
-    }
-}
-
-fn command_there(check: &'static str, words: &[String]) -> Check {
-    let program = words.first().map_or("", String::as_str);
-    let is_there = if program.contains('/') {
-        may(Path::new(program), AccessFlags::X_OK)
-    } else {
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        std::env::split_paths(&path).any(|dir| may(&dir.join(program), AccessFlags::X_OK))
-    };
-    if is_there {
-        Check::good(check, format!("by {program}"))
-    } else {
-        let remedy = format!("correct control.{check}_command");
-        Check::wrong(check, format!("{program} is not there, or not executable"), remedy)
     }
 }
 

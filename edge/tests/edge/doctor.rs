@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use super::broker::{Broker, mosquittos};
+use super::broker::{Broker, mosquittos, program};
 use super::cli::{WIDE, on};
 use super::model;
 
@@ -115,6 +115,37 @@ fn a_silent_sys_and_a_missing_broker_are_told() {
     of(&checks, "wrong broker");
 }
 
+/// Two brokers on one machine: the files of one, the port of the other.
+#[test]
+fn the_files_of_another_broker_are_told() {
+    let (broker, other) = (Broker::start(""), Broker::start(""));
+    let model = broker.path("model.btm");
+    model::write(&model, &WIDE);
+    let config = broker.edge_config(&model, "");
+    fs::create_dir(broker.path("state")).unwrap();
+    assert!(of(&examine(&config).1, "good main_conf").1.contains("mosquitto.conf"));
+    let (_, out, _) = on(&config, &["check-config"]);
+    assert!(out.ends_with(": valid\n"), "{out}");
+    let text = fs::read_to_string(&config).unwrap();
+    let (own, its) = (broker.address.port().to_string(), other.address.port().to_string());
+    fs::write(&config, text.replace(&format!("port = {own}"), &format!("port = {its}"))).unwrap();
+    let (code, checks) = examine(&config);
+    assert_eq!(code, 1);
+    let told: Vec<_> = checks.iter().filter(|check| check.0 == "wrong main_conf").collect();
+    assert!(told[0].1.contains(&own) && told[0].1.contains(&its), "{checks:#?}");
+    let (code, out, _) = on(&config, &["check-config"]);
+    assert!(code == 0 && out.contains("note: broker.main_conf: "), "{out}");
+    // Not by its ports, but by its command line.
+    let main = fs::read_to_string(broker.path("mosquitto.conf")).unwrap();
+    fs::write(broker.path("mosquitto.conf"), main + &format!("listener {its}\n")).unwrap();
+    let text = fs::read_to_string(&config).unwrap();
+    let (from, to) = (broker.path("mosquitto.pid"), other.path("mosquitto.pid"));
+    fs::write(&config, text.replace(from.to_str().unwrap(), to.to_str().unwrap())).unwrap();
+    let told = examine(&config).1;
+    let its = other.path("mosquitto.conf").display().to_string();
+    assert!(of(&told, "wrong main_conf").1.contains(&its), "{told:#?}");
+}
+
 /// Run as nobody, where a check of rights means something.
 #[test]
 fn rights_are_those_of_the_user_who_asks() {
@@ -126,11 +157,13 @@ fn rights_are_those_of_the_user_who_asks() {
     let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     fs::set_permissions(broker.dir.path(), open).unwrap();
     // Where the build lies may be closed to others: a copy beside the broker is not.
-    let program = broker.path("edge");
-    fs::copy(env!("CARGO_BIN_EXE_edge"), &program).unwrap();
+    let copy = broker.path("edge");
+    fs::copy(env!("CARGO_BIN_EXE_edge"), &copy).unwrap();
+    let program = program(copy);
     let output = Command::new("setpriv")
         .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
-        .arg(&program)
+        .arg(program.get_program())
+        .args(program.get_args())
         .args(["doctor", "--config", config.to_str().unwrap()])
         .output()
         .expect("sudo apt-get install -y util-linux");

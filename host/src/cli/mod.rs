@@ -9,6 +9,7 @@ mod replay;
 mod train;
 
 use anyhow::Result;
+use brokertuner_edge::error::told;
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
@@ -127,7 +128,7 @@ pub fn main() -> ExitCode {
         Ok(Answer::Yes) => ExitCode::SUCCESS,
         Ok(Answer::No) => ExitCode::from(1),
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", told(error.as_ref()));
             ExitCode::from(2)
         }
     }

@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use brokertuner_core::sample::Metrics;
 
 use crate::agent::{OptionReport, Report};
+use crate::model::ModelReport;
 
 /// A figure of the broker: name without its prefix, help, factor to the base unit, where it is.
 type Figure = (&'static str, &'static str, f64, fn(&Metrics) -> Option<f32>);
@@ -111,16 +112,7 @@ pub(super) fn text(report: &Report) -> String {
         &KINDS,
         &report.verdict.kind,
     );
-    if let Some(model) = &report.model {
-        let counter = unsigned(model.counter);
-        out.single("model_counter", "gauge", "Release counter of the model in use.", counter);
-        out.single(
-            "model_refused",
-            "gauge",
-            "1 while the configured model file is refused and another is in use.",
-            flag(model.refused.is_some()),
-        );
-    }
+    model(&mut out, report.model.as_ref());
     settings(&mut out, &report.options);
     for (name, help, factor, of) in FIGURES {
         if let Some(value) = of(&report.metrics) {
@@ -129,6 +121,18 @@ pub(super) fn text(report: &Report) -> String {
         }
     }
     out.0
+}
+
+fn model(out: &mut Families, model: Option<&ModelReport>) {
+    let Some(model) = model else { return };
+    let counter = unsigned(model.counter);
+    out.single("model_counter", "gauge", "Release counter of the model in use.", counter);
+    out.single(
+        "model_refused",
+        "gauge",
+        "1 while the configured model file is refused and another is in use.",
+        flag(model.refused.is_some()),
+    );
 }
 
 fn settings(out: &mut Families, options: &[OptionReport]) {
