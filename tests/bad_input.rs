@@ -396,7 +396,7 @@ fn a_drop_in_of_someone_else_is_left_alone() {
     );
     let place = Place::on(broker);
     let path = place.config.drop_in.display().to_string();
-    place.once(|_| {}).assert_wrong("edited", &[&path, "edited by hand", "delete this file"]);
+    place.once(|_| {}).assert_wrong("edited", &[&path, "edited by hand", "edge resume"]);
     place.assert_untouched("edited");
 }
 

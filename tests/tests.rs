@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is the test's failure")]
 
 mod bad_input;
+mod cross;
 mod demo;
 mod kill;
 mod learning;

@@ -124,35 +124,76 @@ fn saturate(value: i64) -> i16 {
     i16::try_from(value.clamp(-limit, limit)).unwrap_or(0)
 }
 
-/// One output channel: `bias + weights . input`, requantised but not yet saturated.
+/// One output channel, `bias + weights . input`, activated.
 ///
 /// The model's reader has proved that the sum fits an i32 for every input.
 #[inline]
-pub(crate) fn channel(
+pub(crate) fn channel<T>(
     weights: &[u8],
     bias: [u8; 4],
-    multiplier: [u8; 4],
-    shift: u8,
+    scale: ([u8; 4], u8),
     input: &[i16],
-) -> i64 {
+    activate: impl Fn(i32, ([u8; 4], u8)) -> T,
+) -> T {
     let products = weights
         .iter()
         .zip(input)
         .map(|(&weight, &value)| i32::from(value) * i32::from(weight.cast_signed()));
-    let acc = i32::from_le_bytes(bias) + products.sum::<i32>();
-    requantise(acc, i32::from_le_bytes(multiplier), shift)
+    activate(i32::from_le_bytes(bias) + products.sum::<i32>(), scale)
 }
 
-/// ReLU and saturation of a hidden channel.
+/// [`requantise`], saturated to 16 bits; in 32-bit steps for the shifts that exporters choose.
 #[inline]
-pub(crate) fn hidden(value: i64) -> i16 {
-    saturate(value.max(0))
+fn rescale(acc: i32, (multiplier, shift): ([u8; 4], u8)) -> i16 {
+    let multiplier = i32::from_le_bytes(multiplier);
+    if shift <= 32 || multiplier < 0 {
+        return rescale_in_full(acc, multiplier, shift);
+    }
+    // Rounding adds to the upper word alone: below 2^30 + 2^29.
+    let upper = upper_product(acc.unsigned_abs(), multiplier.unsigned_abs()) + (1 << (shift - 33));
+    let limited = (upper >> (shift - 32)).min(ACTIVATION_MAX.unsigned_abs());
+    // The limit makes the conversion exact.
+    let magnitude = i16::try_from(limited).unwrap_or(i16::MAX);
+    if acc < 0 { -magnitude } else { magnitude }
 }
 
-/// Saturation and tanh of an output channel.
+#[cold]
+#[inline(never)]
+fn rescale_in_full(acc: i32, multiplier: i32, shift: u8) -> i16 {
+    saturate(requantise(acc, multiplier, shift))
+}
+
+/// The upper word of `a * b`.
 #[inline]
-pub(crate) fn output(value: i64) -> i8 {
-    tanh_action(saturate(value))
+fn upper_product(a: u32, b: u32) -> u32 {
+    if ROWS == 1 {
+        return upper_product_of_halves(a, b);
+    }
+    // What is left after the shift has 32 bits.
+    u32::try_from((u64::from(a) * u64::from(b)) >> 32).unwrap_or(u32::MAX)
+}
+
+/// The same where a processor multiplies to 32 bits only (ARMv6-M): half of what the whole product
+/// takes.
+#[inline]
+fn upper_product_of_halves(a: u32, b: u32) -> u32 {
+    let (a_high, a_low, b_high, b_low) = (a >> 16, a & 0xffff, b >> 16, b & 0xffff);
+    // None of these overflows: (2^16 - 1)^2 and twice 2^16 - 1 fit 32 bits.
+    let middle = a_high * b_low + ((a_low * b_low) >> 16);
+    let other = a_low * b_high + (middle & 0xffff);
+    a_high * b_high + (middle >> 16) + (other >> 16)
+}
+
+/// A hidden channel: its sum requantised, ReLU and saturated. What is not positive need not be scaled.
+#[inline]
+pub(crate) fn hidden(acc: i32, scale: ([u8; 4], u8)) -> i16 {
+    if acc <= 0 { 0 } else { rescale(acc, scale).max(0) }
+}
+
+/// An output channel: its sum requantised, saturated, tanh.
+#[inline]
+pub(crate) fn output(acc: i32, scale: ([u8; 4], u8)) -> i8 {
+    tanh_action(rescale(acc, scale))
 }
 
 /// One dense layer from `I` inputs to `O` outputs, borrowing the model's bytes.
@@ -171,19 +212,50 @@ pub struct Layer<'m, const I: usize, const O: usize> {
 }
 
 impl<const I: usize, const O: usize> Layer<'_, I, O> {
-    /// All channels, each passed through `activate`.
-    #[inline]
-    fn run<T>(&self, input: &[i16; I], activate: impl Fn(i64) -> T) -> [T; O] {
+    /// All channels, each passed through `activate` with its sum and scale.
+    // In a function of its own, so that nothing of the caller takes a register.
+    #[inline(never)]
+    fn run<T>(&self, input: &[i32; I], activate: impl Fn(i32, ([u8; 4], u8)) -> T) -> [T; O] {
+        let sums = self.sums(input);
         core::array::from_fn(|row| {
-            activate(channel(
-                &self.weights[row],
-                self.bias[row],
-                self.multiplier[row],
-                self.shift[row],
-                input,
-            ))
+            let acc = i32::from_le_bytes(self.bias[row]) + sums[row];
+            activate(acc, (self.multiplier[row], self.shift[row]))
         })
     }
+
+    /// `weights . input` of every row.
+    #[inline]
+    fn sums(&self, input: &[i32; I]) -> [i32; O] {
+        let mut sums = [0; O];
+        let (blocks, rest) = self.weights.as_chunks::<ROWS>();
+        let (block_sums, rest_sums) = sums.as_chunks_mut::<ROWS>();
+        for (sums, rows) in block_sums.iter_mut().zip(blocks) {
+            *sums = dot(rows, input);
+        }
+        for (sum, row) in rest_sums.iter_mut().zip(rest) {
+            [*sum] = dot(&[*row], input);
+        }
+        sums
+    }
+}
+
+/// Rows whose sums are made together, so that one load of an activation serves them all: 2.4
+/// instructions for a product on a Cortex-M4 instead of 3.4. The eight registers of an ARMv6-M,
+/// which has no atomics, hold one row only: 5.3 instead of 6.5.
+const ROWS: usize =
+    if cfg!(all(target_arch = "arm", not(target_has_atomic = "32"))) { 1 } else { 4 };
+
+/// The products of `R` rows with `input`, each summed.
+// In a function of its own, so that nothing of the caller takes a register.
+#[inline(never)]
+fn dot<const R: usize, const I: usize>(rows: &[[u8; I]; R], input: &[i32; I]) -> [i32; R] {
+    let mut sums = [0; R];
+    for (column, &value) in input.iter().enumerate() {
+        for (sum, row) in sums.iter_mut().zip(rows) {
+            *sum += i32::from(row[column].cast_signed()) * value;
+        }
+    }
+    sums
 }
 
 /// The whole policy with its shape in the type: `I` features, two hidden layers, `O` actions.
@@ -220,13 +292,15 @@ impl<const I: usize, const H1: usize, const H2: usize, const O: usize> Actor<'_,
     ///
     /// `input`: `I` features in units of 1/4096, from [`Actor::quantise`]. Returns one int8 per
     /// knob, -127 to 127. Integer-only; never fails and never allocates; needs
-    /// `2 (I + H1 + H2) + O` bytes of stack and `I H1 + H1 H2 + H2 O` multiply-accumulates.
+    /// `4 (I + 2 H1 + 2 H2 + O) + O` bytes of stack and `I H1 + H1 H2 + H2 O` multiply-accumulates.
     pub fn infer(&self, input: &[i16; I]) -> [i8; O] {
         const {
             assert!(I <= FAN_IN_MAX && H1 <= FAN_IN_MAX && H2 <= FAN_IN_MAX);
         }
-        let first = self.first.run(input, hidden);
-        let second = self.second.run(&first, hidden);
+        // Words: an ARMv6-M loads them with an offset, and halves of them only without.
+        let wide = |acc, scale| i32::from(hidden(acc, scale));
+        let first = self.first.run(&input.map(i32::from), wide);
+        let second = self.second.run(&first, wide);
         self.third.run(&second, output)
     }
 }
@@ -257,6 +331,40 @@ mod tests {
                     );
                 }
             }
+        }
+    }
+
+    #[test]
+    fn rescale_is_requantise_saturated() {
+        let accs = [0, 1, -1, 77, -1_000_003, 0x4000_0000, i32::MAX, i32::MIN];
+        let multipliers = [1, 3, 1 << 30, 0x5555_5555, i32::MAX, -5];
+        for acc in accs {
+            for multiplier in multipliers {
+                for shift in 1..=SHIFT_MAX {
+                    let expected = saturate(requantise(acc, multiplier, shift));
+                    assert_eq!(
+                        rescale(acc, (multiplier.to_le_bytes(), shift)),
+                        expected,
+                        "{acc} x {multiplier} >> {shift}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_upper_product_of_halves_is_exact() {
+        let corners = [0, 1, 0xffff, 0x1_0000, 0x1_0001, 0x7fff_ffff, 0x8000_0000, u32::MAX];
+        let mut state = 1u32;
+        let mut random = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            state
+        };
+        let pairs = corners.into_iter().flat_map(|a| corners.map(|b| (a, b)));
+        let random = std::iter::repeat_with(|| (random(), random())).take(10_000);
+        for (a, b) in pairs.chain(random.collect::<std::vec::Vec<_>>()) {
+            let exact = (u64::from(a) * u64::from(b)) >> 32;
+            assert_eq!(u64::from(upper_product_of_halves(a, b)), exact, "{a} x {b}");
         }
     }
 

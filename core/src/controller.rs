@@ -5,16 +5,25 @@
 //! [`Controller::applied`]. Three settings are kept apart: *written* to the file, *effective* in
 //! the running broker, and *wanted* by the policy.
 
+mod reason;
+
 use crate::envelope::Envelope;
+use crate::features::Targets;
 use crate::knobs::{Apply, KNOB_COUNT, Knob, KnobSet};
+use crate::sample::Metrics;
 use crate::settings::{Setting, Settings};
-use core::fmt;
 use embassy_time::{Duration, Instant};
 
-/// Restarts that are remembered: bounds the hourly budget that can be configured.
-pub const RESTARTS_REMEMBERED_MAX: usize = 32;
+pub use reason::{HoldReason, RollBackReason};
+
+/// Restarts that are remembered: bounds the budgets that can be configured.
+pub const RESTARTS_REMEMBERED_MAX: usize = 64;
 
 const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// Restarts by others within a verify window that make a crash loop: the first may be a person.
+const CRASHES_MIN: u8 = 2;
 
 /// How careful to be. Every default is the gateway's.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -30,6 +39,8 @@ pub struct Rules {
     pub unseen_max: Duration,
     /// Restarts in any 60 minutes; at most [`RESTARTS_REMEMBERED_MAX`].
     pub restarts_per_hour_max: u8,
+    /// Restarts in any 24 hours; at most [`RESTARTS_REMEMBERED_MAX`].
+    pub restarts_per_day_max: u8,
     /// Options that moved by at most this many of 254 steps of the actor's grid did not move: an
     /// eighth of the range, about a factor of two in a window or queue.
     pub dead_band_steps: u8,
@@ -37,6 +48,8 @@ pub struct Rules {
     /// of what was wanted before: a quarter of the range. The dwell is there against changes of
     /// mind, not against jitter.
     pub alike_steps: u8,
+    /// A broker that answers nobody for this long after a change is not watched any longer.
+    pub down_max: Duration,
     /// Restart although offline sessions or stored messages would be lost.
     pub allow_state_loss: bool,
     /// Wait after the first failure; doubles with each further one.
@@ -62,8 +75,10 @@ impl Default for Rules {
             verify_window: Duration::from_secs(30),
             unseen_max: Duration::from_secs(200),
             restarts_per_hour_max: 4,
+            restarts_per_day_max: 12,
             dead_band_steps: 32,
             alike_steps: 64,
+            down_max: Duration::from_secs(10),
             allow_state_loss: false,
             back_off: Duration::from_secs(300),
             failures_max: 3,
@@ -104,6 +119,23 @@ pub struct Health {
 }
 
 impl Health {
+    /// Health by what was measured.
+    #[must_use]
+    pub fn of(metrics: &Metrics, targets: &Targets, is_serving: bool) -> Health {
+        let dropped = metrics.publish_dropped_per_s.zip(metrics.publish_sent_per_s);
+        let limit_bytes = targets.rss_limit_mib.max(1) as f32 * 1_048_576.0;
+        Health {
+            is_serving,
+            probe_latency_us: metrics.probe_latency_us_qos1.or(metrics.probe_latency_us_qos0),
+            dropped_share: dropped.map(|(dropped, sent)| match dropped + sent {
+                total if total > 0.0 => dropped / total,
+                _ => 0.0,
+            }),
+            clients: metrics.clients_others,
+            memory_share: metrics.rss_bytes.map(|bytes| bytes / limit_bytes),
+        }
+    }
+
     /// Whether every figure that `before` had is there.
     fn shows_all_of(&self, before: &Health) -> bool {
         let pairs = [
@@ -132,89 +164,6 @@ pub struct Inputs {
     pub quiet_hours: bool,
     /// Expected gain in score (0..1) of the wanted settings, where the policy can tell.
     pub gain: Option<f32>,
-}
-
-/// Why nothing is done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-pub enum HoldReason {
-    /// Wanted and written agree within the dead band.
-    Satisfied,
-    /// The broker does not answer.
-    NotServing,
-    /// The effect of the last change is being watched.
-    Verifying,
-    /// The wanted settings have not been alike for long enough.
-    Settling,
-    /// The hour's restarts are used up.
-    RestartBudget,
-    /// The site forbids restarts now.
-    QuietHours,
-    /// A restart would lose state; a person must allow it.
-    StateAtRisk,
-    /// The expected gain is not worth the outage.
-    NotWorthIt,
-    /// Waiting after a failure.
-    BackingOff,
-    /// Too many failures: until told to resume.
-    Failed,
-    /// Paused by the operator, or the file is someone else's.
-    Paused,
-}
-
-impl fmt::Display for HoldReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            HoldReason::Satisfied => "the settings fit",
-            HoldReason::NotServing => "the broker does not answer",
-            HoldReason::Verifying => "watching the effect of the last change",
-            HoldReason::Settling => "the wanted settings have not been stable for long enough",
-            HoldReason::RestartBudget => "the restart budget of this hour is used up",
-            HoldReason::QuietHours => "quiet hours: no restart now",
-            HoldReason::StateAtRisk => {
-                "a restart would lose sessions or messages; allow_state_loss permits it"
-            }
-            HoldReason::NotWorthIt => "the expected gain is not worth a restart",
-            HoldReason::BackingOff => "waiting after a failed change",
-            HoldReason::Failed => "too many failed changes: watching only, until a person resumes",
-            HoldReason::Paused => "paused, until a person resumes",
-        })
-    }
-}
-
-/// Why a change is undone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-pub enum RollBackReason {
-    /// The broker stopped answering.
-    NotServing,
-    /// The probe's latency is worse than before.
-    Latency,
-    /// More deliveries are dropped than before.
-    Dropped,
-    /// Clients did not come back.
-    ClientsLost,
-    /// The broker takes more memory than the site permits, and did not before.
-    Memory,
-    /// Figures that were there before have been missing since.
-    Unseen,
-}
-
-impl fmt::Display for RollBackReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            RollBackReason::NotServing => "the broker stopped answering after the change",
-            RollBackReason::Latency => "the probe's latency got worse after the change",
-            RollBackReason::Dropped => "more deliveries are dropped since the change",
-            RollBackReason::ClientsLost => "clients did not come back after the restart",
-            RollBackReason::Memory => {
-                "the broker takes more memory than permitted since the change"
-            }
-            RollBackReason::Unseen => "the broker's figures have been missing since the change",
-        })
-    }
 }
 
 /// What to do now.
@@ -298,12 +247,31 @@ struct Watch {
     last_good: Settings,
     latency_us: Mean,
     dropped_share: Mean,
+    /// Since when it has answered nobody.
+    down_since: Option<Instant>,
+    /// Processes that took over without us.
+    crashes: u8,
 }
 
 impl Watch {
     fn new(since: Instant, apply: Apply, before: Health, last_good: Settings) -> Watch {
         let (latency_us, dropped_share) = (Mean::default(), Mean::default());
-        Watch { since, apply, before, last_good, latency_us, dropped_share }
+        let (down_since, crashes) = (None, 0);
+        Watch { since, apply, before, last_good, latency_us, dropped_share, down_since, crashes }
+    }
+
+    /// What can't wait for the end of the window: every second of it is an outage.
+    fn disaster(&mut self, now: Instant, health: &Health, rules: &Rules) -> Option<RollBackReason> {
+        if self.crashes >= CRASHES_MIN {
+            return Some(RollBackReason::Crashed);
+        }
+        if health.is_serving || !self.before.is_serving {
+            self.down_since = None;
+            return None;
+        }
+        let since = *self.down_since.get_or_insert(now);
+        let is_down = now.saturating_duration_since(since) >= rules.down_max;
+        is_down.then_some(RollBackReason::NotServing)
     }
 
     /// What was seen over the window: means of what flickers, the last of what stands.
@@ -348,11 +316,23 @@ pub struct Controller {
     /// By row; those of reloadable options are not used.
     trends: [Trend; KNOB_COUNT],
     watch: Option<Watch>,
-    /// When each restart stops counting: an hour after it.
+    /// When each restart stops counting: a day after it.
     restarts: heapless::Deque<Instant, RESTARTS_REMEMBERED_MAX>,
     failures: u8,
     wait_until: Option<Instant>,
     is_paused: bool,
+    /// Options that a person asked for and that wait for a restart.
+    requested: Option<Settings>,
+    verified: Option<Verified>,
+}
+
+/// What a change that stood its verification did.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Verified {
+    /// How the broker did before it.
+    pub before: Health,
+    /// How it did in the second half of the verify window.
+    pub after: Health,
 }
 
 impl Controller {
@@ -369,6 +349,8 @@ impl Controller {
             failures: 0,
             wait_until: None,
             is_paused: false,
+            requested: None,
+            verified: None,
         }
     }
 
@@ -382,6 +364,12 @@ impl Controller {
     #[must_use]
     pub const fn effective(&self) -> &Settings {
         &self.effective
+    }
+
+    /// The settings that, wanted, change nothing.
+    #[must_use]
+    pub fn standing(&self) -> Settings {
+        self.written.with_those_of(&self.effective, Apply::Restart)
     }
 
     /// Options whose written value waits for a restart.
@@ -399,7 +387,35 @@ impl Controller {
     /// Restarts within the hour before `now`.
     #[must_use]
     pub fn restarts_in_hour(&self, now: Instant) -> usize {
+        self.restarts.iter().filter(|&&until| now + (DAY - HOUR) < until).count()
+    }
+
+    /// Restarts within the 24 hours before `now`.
+    #[must_use]
+    pub fn restarts_in_day(&self, now: Instant) -> usize {
         self.restarts.iter().filter(|&&until| now < until).count()
+    }
+
+    /// What the last change that stood its verification did; told once.
+    pub fn take_verified(&mut self) -> Option<Verified> {
+        self.verified.take()
+    }
+
+    /// Asks for a restart with the options that `settings` states, as soon as the site's budget,
+    /// quiet hours and state permit it; no dwell, no dead band. Options that it leaves out stay.
+    pub fn request(&mut self, settings: Settings) {
+        self.requested = Some(settings);
+    }
+
+    /// What waits for a restart that a person asked for.
+    #[must_use]
+    pub const fn requested(&self) -> Option<&Settings> {
+        self.requested.as_ref()
+    }
+
+    /// Forgets what a person asked for.
+    pub fn drop_request(&mut self) {
+        self.requested = None;
     }
 
     /// Whether a change has yet to stand its verification.
@@ -434,7 +450,12 @@ impl Controller {
         if self.wait_until.is_some_and(|until| now < until) {
             return Decision::Hold(HoldReason::BackingOff);
         }
-        let reason = match self.restart_part(now, inputs) {
+        let reason = match self.requested_part(now, inputs) {
+            Some(Err(reason)) => Err(reason),
+            Some(Ok(settings)) => Ok(settings),
+            None => self.restart_part(now, inputs),
+        };
+        let reason = match reason {
             Ok(settings) => return Decision::Change { settings, apply: Apply::Restart },
             Err(reason) => reason,
         };
@@ -452,7 +473,9 @@ impl Controller {
             Decision::RollBack { settings, apply, .. } => (settings, apply, true),
         };
         if apply == Apply::Restart {
-            self.note_restart(now + HOUR);
+            self.note_restart(now + DAY);
+            // Part of it, or not worth a second try: a person learns how it ended.
+            self.requested = None;
         }
         if apply == Apply::Restart || outcome == Outcome::Restored {
             self.trends = [Trend::NONE; KNOB_COUNT];
@@ -486,9 +509,12 @@ impl Controller {
         self.watch = Some(Watch::new(now, apply, before, last_good));
     }
 
-    /// The broker was restarted by someone else: what was written is in force.
+    /// The broker was restarted by someone else, or ended by itself: what was written is in force.
     pub fn broker_restarted(&mut self) {
         self.effective = self.written;
+        if let Some(watch) = &mut self.watch {
+            watch.crashes = watch.crashes.saturating_add(1);
+        }
     }
 
     /// The broker was found to hold other values than thought (read back, or a drop-in by hand).
@@ -503,17 +529,22 @@ impl Controller {
         self.is_paused = true;
     }
 
-    /// Starts again after a pause or too many failures.
-    pub fn resume(&mut self) {
+    /// Starts again after a pause or too many failures. A verification that the pause cut short
+    /// begins anew: what was seen before it may be days old.
+    pub fn resume(&mut self, now: Instant) {
         self.is_paused = false;
         self.failures = 0;
         self.wait_until = None;
+        self.trends = [Trend::NONE; KNOB_COUNT];
+        if let Some(watch) = self.watch {
+            self.watch_again(now, watch.last_good);
+        }
     }
 
     /// Takes over what an earlier run of the agent did: restarts by age, and failures.
     pub fn recall(&mut self, now: Instant, restart_ages: &[Duration], failures: u8) {
         for &age in restart_ages.iter().rev().take(RESTARTS_REMEMBERED_MAX).rev() {
-            if let Some(left) = HOUR.checked_sub(age) {
+            if let Some(left) = DAY.checked_sub(age) {
                 self.note_restart(now + left);
             }
         }
@@ -545,6 +576,10 @@ impl Controller {
     /// nobody, so it does not keep a restart waiting, and is judged together with it.
     fn verify(&mut self, now: Instant, inputs: &Inputs) -> Option<Decision> {
         let watch = self.watch.as_mut()?;
+        if let Some(reason) = watch.disaster(now, &inputs.health, &self.rules) {
+            let last_good = watch.last_good;
+            return Some(self.roll_back(now, inputs, last_good, reason));
+        }
         let elapsed = now.saturating_duration_since(watch.since);
         let seen = watch.seen(elapsed < self.rules.verify_window / 2, &inputs.health);
         let watch = *watch;
@@ -558,6 +593,7 @@ impl Controller {
         let Some(reason) = worse else {
             self.watch = None;
             self.failures = 0;
+            self.verified = Some(Verified { before: watch.before, after: seen });
             return None;
         };
         Some(self.roll_back(now, inputs, watch.last_good, reason))
@@ -572,7 +608,7 @@ impl Controller {
         reason: RollBackReason,
     ) -> Decision {
         let apply = self.apply_of(&last_good);
-        let is_down = reason == RollBackReason::NotServing;
+        let is_down = matches!(reason, RollBackReason::NotServing | RollBackReason::Crashed);
         if self.wait_until.is_some_and(|until| now < until) {
             return Decision::Hold(HoldReason::BackingOff);
         }
@@ -650,17 +686,32 @@ impl Controller {
     /// The file with the reloadable options as wanted, where one of them matters.
     fn reload_part(&self, inputs: &Inputs) -> Option<Settings> {
         let moved = self.moved(&self.written, inputs, Apply::Reload);
-        let given_up = self.given_up(inputs);
-        if moved.is_empty() && given_up.is_empty() {
+        let (given_up, unstated) = (self.given_up(inputs), self.unstated());
+        if moved.is_empty() && given_up.is_empty() && unstated.is_empty() {
             return None;
         }
         let mut settings = self.written.with_those_of(&inputs.wanted, Apply::Reload);
+        for knob in unstated.iter() {
+            settings = settings.with_that_of(knob, &self.effective);
+        }
         for knob in given_up.iter() {
             // A value that the table cannot express is left to the main file's own line.
             let site = knob.spec().value(inputs.envelope.site.get(knob));
             settings = settings.with(knob, site.map_or(Setting::Unwritten, Setting::Value));
         }
         (settings != self.written).then_some(settings)
+    }
+
+    /// Restart-only options that are in force as they are wanted, though the file says otherwise: it
+    /// only has to say so, or the next restart would undo them. Persistence is left out, because a
+    /// reload would take it over.
+    fn unstated(&self) -> KnobSet {
+        self.dormant()
+            .iter()
+            .filter(|&knob| knob.spec().apply == Apply::Restart && knob != Knob::Persistence)
+            .filter(|&knob| self.trends[knob as usize].side == 0)
+            .filter(|&knob| self.effective.get(knob) != Setting::Unwritten)
+            .fold(KnobSet::EMPTY, KnobSet::with)
     }
 
     /// Reloadable options that we wrote and no longer want: a deleted line does not undo them all
@@ -688,16 +739,37 @@ impl Controller {
         if inputs.gain.is_some_and(|gain| gain < self.rules.restart_gain_min) {
             return Err(HoldReason::NotWorthIt);
         }
+        self.restart_permit(now, inputs)?;
+        Ok(self.with_trends(now, inputs))
+    }
+
+    /// What keeps from a restart, whoever wants it.
+    fn restart_permit(&self, now: Instant, inputs: &Inputs) -> Result<(), HoldReason> {
         if inputs.quiet_hours {
             return Err(HoldReason::QuietHours);
         }
         if self.restarts_in_hour(now) >= usize::from(self.rules.restarts_per_hour_max) {
             return Err(HoldReason::RestartBudget);
         }
+        if self.restarts_in_day(now) >= usize::from(self.rules.restarts_per_day_max) {
+            return Err(HoldReason::DailyRestartBudget);
+        }
         if inputs.state_at_risk && !self.rules.allow_state_loss {
             return Err(HoldReason::StateAtRisk);
         }
-        Ok(self.with_trends(now, inputs))
+        Ok(())
+    }
+
+    /// The file with what a person asked for, where that waits; or what it waits for.
+    fn requested_part(
+        &self,
+        now: Instant,
+        inputs: &Inputs,
+    ) -> Option<Result<Settings, HoldReason>> {
+        let requested = self.requested.as_ref()?;
+        let settings = self.written.with_stated(requested);
+        let permit = self.restart_permit(now, inputs);
+        Some(permit.map(|()| inputs.envelope.confine(settings)))
     }
 
     /// The file with every moving option at the mean of where it was wanted, if it was for at least

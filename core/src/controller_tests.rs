@@ -226,7 +226,7 @@ fn three_failures_hold_until_resumed() {
     }
     assert_eq!(until_done(&mut controller, second, &inputs, Outcome::Done), None);
     assert_eq!(controller.step(at(second + 9000), &inputs), Decision::Hold(HoldReason::Failed));
-    controller.resume();
+    controller.resume(at(second + 9000));
     assert!(until_done(&mut controller, second + 9000, &inputs, Outcome::Done).is_some());
 }
 
@@ -433,4 +433,134 @@ proptest! {
             prop_assert!(in_hour().count() <= 20, "{} from {start} s", in_hour().count());
         }
     }
+}
+
+#[test]
+fn the_days_budget_holds_where_the_hours_has_room() {
+    let mut controller = controller();
+    let ages: [_; 12] =
+        core::array::from_fn(|index| Duration::from_secs((index as u64 + 1) * 5400));
+    controller.recall(at(90_000), &ages, 0);
+    assert_eq!(controller.restarts_in_hour(at(90_000)), 0);
+    assert_eq!(controller.restarts_in_day(at(90_000)), 12);
+    let inputs = wants(window(1000));
+    controller.step(at(90_000), &inputs);
+    let held = controller.step(at(90_100), &inputs);
+    assert_eq!(held, Decision::Hold(HoldReason::DailyRestartBudget));
+    // The oldest was 18 hours before: 6 hours later it no longer counts.
+    let later = 90_000 + 6 * 3600;
+    assert_eq!(controller.restarts_in_day(at(later)), 11);
+    assert!(matches!(controller.step(at(later), &inputs), Decision::Change { .. }));
+}
+
+/// An outage is not watched to the end of the window, but a moment without an answer is none.
+#[test]
+fn a_broker_that_stays_down_is_rolled_back_at_once() {
+    let mut controller = controller();
+    let inputs = wants(window(1000));
+    let (second, _) = until_done(&mut controller, 0, &inputs, Outcome::Done).unwrap();
+    let down = Inputs { health: Health::default(), quiet_hours: true, ..inputs };
+    for (after, health) in [(1, down), (6, inputs), (7, down), (16, down)] {
+        let decision = controller.step(at(second + after), &health);
+        assert_eq!(decision, Decision::Hold(HoldReason::Verifying), "{after} s");
+    }
+    let decision = controller.step(at(second + 17), &down);
+    let reason = RollBackReason::NotServing;
+    let (settings, apply) = (Settings::UNWRITTEN, Apply::Restart);
+    assert_eq!(decision, Decision::RollBack { settings, apply, reason });
+}
+
+/// It answers whenever it is looked at, but it is another process each time.
+#[test]
+fn a_broker_that_crashes_after_a_change_gets_the_old_settings_back() {
+    let mut controller = controller();
+    let inputs = wants(window(1000));
+    let (second, _) = until_done(&mut controller, 0, &inputs, Outcome::Done).unwrap();
+    controller.broker_restarted();
+    let held = controller.step(at(second + 5), &inputs);
+    assert_eq!(held, Decision::Hold(HoldReason::Verifying), "one may be a person's restart");
+    controller.broker_restarted();
+    let decision = controller.step(at(second + 10), &inputs);
+    assert!(
+        matches!(decision, Decision::RollBack { reason: RollBackReason::Crashed, .. }),
+        "{decision:?}"
+    );
+}
+
+#[test]
+fn what_a_person_asks_for_needs_no_dwell_but_a_permit() {
+    let mut controller = controller();
+    let asked = with(&[(Knob::InflightMessagesMax, 22)]);
+    controller.request(asked);
+    let quiet = Inputs { quiet_hours: true, ..wants(Settings::UNWRITTEN) };
+    assert_eq!(controller.step(at(0), &quiet), Decision::Hold(HoldReason::QuietHours));
+    // A reload of the policy's goes on meanwhile, and is kept.
+    let mut reloaded = quiet;
+    reloaded.wanted.set(Knob::AutosaveInterval, 300).unwrap();
+    let decision = controller.step(at(5), &reloaded);
+    assert!(matches!(decision, Decision::Change { apply: Apply::Reload, .. }), "{decision:?}");
+    controller.applied(at(5), &decision, Outcome::Done, healthy());
+    assert_eq!(controller.requested(), Some(&asked));
+    let free = Inputs { quiet_hours: false, ..reloaded };
+    let settings = with(&[(Knob::InflightMessagesMax, 22), (Knob::AutosaveInterval, 300)]);
+    let decision = controller.step(at(10), &free);
+    assert_eq!(decision, Decision::Change { settings, apply: Apply::Restart });
+    controller.applied(at(10), &decision, Outcome::Done, healthy());
+    assert_eq!(controller.requested(), None);
+}
+
+#[test]
+fn a_request_stays_inside_the_envelope_of_its_moment() {
+    let mut controller = controller();
+    controller.request(with(&[(Knob::InflightMessagesMax, 4096)]));
+    let inputs = wants(Settings::UNWRITTEN);
+    let Decision::Change { settings, .. } = controller.step(at(0), &inputs) else {
+        panic!("no change");
+    };
+    assert!(inputs.envelope.check(&settings).is_empty(), "{settings:?}");
+}
+
+#[test]
+fn what_a_verification_saw_is_told_once() {
+    let mut controller = controller();
+    let inputs = wants(window(1000));
+    let (second, _) = until_done(&mut controller, 0, &inputs, Outcome::Done).unwrap();
+    let better = Health { probe_latency_us: Some(500.0), ..healthy() };
+    let inputs = Inputs { health: better, ..inputs };
+    assert_eq!(controller.take_verified(), None);
+    for after in [20, 25, 30] {
+        controller.step(at(second + after), &inputs);
+    }
+    assert_eq!(controller.take_verified(), Some(Verified { before: healthy(), after: better }));
+    assert_eq!(controller.take_verified(), None);
+}
+
+/// A pause in the verify window: what was seen before it says nothing days later.
+#[test]
+fn a_verification_begins_anew_after_a_pause() {
+    let mut controller = controller();
+    let inputs = wants(window(1000));
+    let (second, _) = until_done(&mut controller, 0, &inputs, Outcome::Done).unwrap();
+    controller.pause();
+    let later = second + 200_000;
+    let slow = Health { probe_latency_us: Some(50_000.0), ..healthy() };
+    let busy = Inputs { health: slow, ..inputs };
+    assert_eq!(controller.step(at(later), &busy), Decision::Hold(HoldReason::Paused));
+    controller.resume(at(later));
+    assert_eq!(controller.step(at(later + 5), &busy), Decision::Hold(HoldReason::Verifying));
+    assert_eq!(controller.step(at(later + 30), &busy), Decision::Hold(HoldReason::Satisfied));
+}
+
+/// Someone took a line out of the file; the broker still runs as wanted, until its next restart.
+#[test]
+fn what_is_in_force_as_wanted_is_written_without_a_restart() {
+    let mut controller = controller();
+    controller.found(with(&[(Knob::TcpNodelay, 1)]), window(1000));
+    let decision = controller.step(at(0), &wants(window(1000)));
+    let settings = window(1000).with_that_of(Knob::TcpNodelay, &with(&[(Knob::TcpNodelay, 1)]));
+    assert_eq!(decision, Decision::Change { settings, apply: Apply::Reload });
+    controller.applied(at(0), &decision, Outcome::Done, healthy());
+    let held = controller.step(at(60), &wants(window(1000)));
+    assert_eq!(held, Decision::Hold(HoldReason::Satisfied));
+    assert!(controller.dormant().contains(Knob::TcpNodelay), "not wanted, and no harm");
 }

@@ -4,6 +4,7 @@
 //! against heap, size limits against packets), each also an experiment in `tests/semantics`.
 
 use crate::knobs::{KNOB_COUNT, Knob, KnobSet, OutOfRange, Zero};
+use crate::sample::{Meter, Sample, Sys};
 use crate::settings::{Setting, Settings, SiteValues};
 use core::fmt;
 
@@ -192,6 +193,16 @@ impl Default for Envelope {
 }
 
 impl Envelope {
+    /// These bounds with what was measured of the broker's heap and packets.
+    #[must_use]
+    pub fn measured(&self, sample: &Sample, meter: &Meter) -> Envelope {
+        Envelope {
+            heap_bytes_max: sample.sys.get(Sys::HeapBytesMax),
+            packet_bytes_max: meter.packet_bytes_bound(),
+            ..*self
+        }
+    }
+
     /// The settings inside the envelope that lie nearest; those inside already are left alone.
     ///
     /// Where no permitted value satisfies a rule, the option is left out. For every input

@@ -4,7 +4,8 @@
 //! [`settings`] holds a value or nothing for each; [`envelope`] is the bound nobody may leave;
 //! [`render`] writes and reads the drop-in's text; [`sample`] turns counters into rates and
 //! [`features`] rates into the actor's input; [`actor`] is the integer network and [`model`] its
-//! file; [`controller`] decides when a change is worth making.
+//! file; [`controller`] decides when a change is worth making, and [`weigh`] says what it rests on;
+//! [`trace`] keeps what was seen and [`replay`] decides on it again elsewhere.
 //!
 //! No heap, no clock, no float between the quantised features and the decoded settings.
 #![no_std]
@@ -25,9 +26,12 @@ pub mod knobs;
 mod math;
 pub mod model;
 pub mod render;
+pub mod replay;
 pub mod sample;
 
 pub mod settings;
+pub mod trace;
+pub mod weigh;
 
 pub use embassy_time::{Duration, Instant};
 pub use envelope::Envelope;

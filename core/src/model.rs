@@ -7,9 +7,11 @@
 //! by byte. A [`Model`] can only be had from parts that passed every check, so inference cannot
 //! fail, overflow or index out of range.
 
+mod answer;
 mod check;
 mod error;
 
+pub use answer::{Answer, BEYOND_MARGIN, Beyond};
 pub use error::{ModelError, Part};
 
 use crate::actor::{
@@ -104,7 +106,7 @@ pub struct Card<'m> {
 /// Everything a model file says, unchecked. [`Model::new`] checks it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ModelParts<'m> {
-    /// Grows with every release of a model: against roll-back, once signatures are verified.
+    /// Grows with every release of a model: against roll-back of signed ones.
     pub counter: u64,
     /// A signature follows the checksum.
     pub signed: bool,
@@ -354,12 +356,17 @@ impl<'m> Model<'m> {
 }
 
 /// One layer with lengths known at run time.
-fn run<T>(layer: &LayerParts<'_>, input: &[i16], out: &mut [T], activate: impl Fn(i64) -> T) {
+fn run<T>(
+    layer: &LayerParts<'_>,
+    input: &[i16],
+    out: &mut [T],
+    activate: impl Fn(i32, ([u8; 4], u8)) -> T,
+) {
     let rows = layer.weights.chunks_exact(input.len());
     let (bias, multiplier) = (layer.bias.as_chunks().0, layer.multiplier.as_chunks().0);
     let scales = bias.iter().zip(multiplier).zip(layer.shift);
     for ((slot, weights), ((&bias, &multiplier), &shift)) in out.iter_mut().zip(rows).zip(scales) {
-        *slot = activate(channel(weights, bias, multiplier, shift, input));
+        *slot = channel(weights, bias, (multiplier, shift), input, &activate);
     }
 }
 

@@ -117,6 +117,18 @@ pub struct SysFrame {
 }
 
 impl SysFrame {
+    /// An update of these values, in the order of [`SYS_TOPICS`].
+    #[must_use]
+    pub const fn new(values: [Option<u64>; SYS_COUNT], at: Option<Instant>) -> SysFrame {
+        SysFrame { values, at }
+    }
+
+    /// All values, in the order of [`SYS_TOPICS`].
+    #[must_use]
+    pub const fn values(&self) -> &[Option<u64>; SYS_COUNT] {
+        &self.values
+    }
+
     /// The value of a topic; `None` where it was never published.
     #[must_use]
     pub const fn get(&self, sys: Sys) -> Option<u64> {
@@ -303,6 +315,7 @@ pub struct Meter {
     base: Option<(SysFrame, OwnTraffic)>,
     rates: SysRates,
     proc: Option<(Instant, ProcSample)>,
+    packet_bytes_bound: Option<u64>,
 }
 
 /// Rates between the last two updates: they hold until the next.
@@ -328,12 +341,31 @@ impl Meter {
             self.fill_rates(&mut metrics);
         }
         self.fill_proc(sample, &mut metrics);
+        self.bound_packets(&metrics);
         metrics
+    }
+
+    /// No packet so far was larger; `None` while nothing is known.
+    ///
+    /// The broker tells the size of no packet. None is larger than all that it received between two
+    /// updates, nor than all that it stores: too high a bound leaves a size limit too wide, which
+    /// harms nobody.
+    #[must_use]
+    pub const fn packet_bytes_bound(&self) -> Option<u64> {
+        self.packet_bytes_bound
+    }
+
+    fn bound_packets(&mut self, metrics: &Metrics) {
+        let received = metrics.bytes_received_per_s.zip(metrics.sys_period_s);
+        let Some((per_s, period_s)) = received else { return };
+        let bytes = (per_s * period_s).max(metrics.store_bytes.unwrap_or(0.0));
+        self.packet_bytes_bound = self.packet_bytes_bound.max(Some(whole_above(bytes)));
     }
 
     fn advance(&mut self, sample: &Sample) {
         let Some(at) = sample.sys.at else {
-            *self = Meter { proc: self.proc, ..Meter::default() };
+            let Meter { proc, packet_bytes_bound, .. } = *self;
+            *self = Meter { proc, packet_bytes_bound, ..Meter::default() };
             return;
         };
         match &self.base {
@@ -452,6 +484,13 @@ fn rates_between(
 /// Nearest f32: features need no more than 24 bits.
 pub(crate) fn to_f32(value: u64) -> f32 {
     value as f32
+}
+
+/// Whole bytes at least as many as `value`; saturates, and makes 0 of what is no number.
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it saturates")]
+fn whole_above(value: f32) -> u64 {
+    // core has no `ceil` without the standard library.
+    (value as u64).saturating_add(1)
 }
 
 fn to_f32_u32(value: u32) -> f32 {

@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use super::*;
+use crate::envelope::Envelope;
 use proptest::prelude::*;
 use std::format;
 use std::string::String;
@@ -92,6 +93,28 @@ fn stale_values_are_missing() {
     publish(&mut tree, 2000, &[(Sys::UptimeS, 12)]);
     assert!(meter.measure(&sample(&mut tree, 8000, None)).clients_connected.is_some());
     assert_eq!(meter.measure(&sample(&mut tree, 8001, None)).clients_connected, None);
+}
+
+#[test]
+fn packets_are_bounded_by_what_came_and_by_what_is_stored() {
+    let (mut tree, mut meter) = (SysTree::default(), Meter::default());
+    publish(&mut tree, 0, &[(Sys::UptimeS, 10), (Sys::BytesReceived, 1000)]);
+    meter.measure(&sample(&mut tree, 500, None));
+    assert_eq!(meter.packet_bytes_bound(), None, "nothing is known of one update");
+    publish(&mut tree, 2000, &[(Sys::UptimeS, 12), (Sys::BytesReceived, 51_000)]);
+    let frame = sample(&mut tree, 2500, None);
+    meter.measure(&frame);
+    let bound = meter.packet_bytes_bound().unwrap();
+    assert!((50_000..=50_010).contains(&bound), "{bound}");
+    let envelope = Envelope::default().measured(&frame, &meter);
+    assert_eq!(envelope.packet_bytes_max, Some(bound));
+    publish(&mut tree, 4000, &[(Sys::UptimeS, 14), (Sys::StoreBytes, 90_000)]);
+    meter.measure(&sample(&mut tree, 4500, None));
+    assert!(meter.packet_bytes_bound() > Some(90_000), "a retained message may be as large");
+    // Less since, and another broker: what was seen was seen.
+    publish(&mut tree, 6000, &[(Sys::UptimeS, 1), (Sys::StoreBytes, 0)]);
+    meter.measure(&sample(&mut tree, 6500, None));
+    assert!(meter.packet_bytes_bound() > Some(90_000));
 }
 
 #[test]

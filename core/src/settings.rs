@@ -110,6 +110,12 @@ impl Settings {
         self.with(knob, other.get(knob))
     }
 
+    /// These settings with those of `other` for every option that it states.
+    #[must_use]
+    pub fn with_stated(self, other: &Settings) -> Settings {
+        other.written().iter().fold(self, |settings, knob| settings.with_that_of(knob, other))
+    }
+
     /// These settings with `setting` for `knob`, whose value must be the knob's own.
     #[must_use]
     pub(crate) const fn with(mut self, knob: Knob, setting: Setting) -> Settings {

@@ -2,12 +2,13 @@
 
 use std::io::Read;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
+use nix::unistd::{AccessFlags, Pid, access};
 
 /// Most of a program's output that is kept.
 const OUTPUT_BYTES_MAX: u64 = 4096;
@@ -42,6 +43,17 @@ pub enum CommandError {
         /// How long was waited.
         timeout_s: u64,
     },
+}
+
+/// Whether `program` can be started: a path, or a name that `PATH` knows.
+#[must_use]
+pub fn is_there(program: &str) -> bool {
+    let may = |path: &Path| access(path, AccessFlags::X_OK).is_ok();
+    if program.contains('/') {
+        return may(Path::new(program));
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|dir| may(&dir.join(program)))
 }
 
 /// Runs a program to its end and returns the start of its standard output.
@@ -116,13 +128,17 @@ mod tests {
     }
 
     #[test]
-    fn output_failure_absence_and_lateness_are_told_apart() {
+    fn a_program_that_is_absent_is_told() {
+        let absent = output(Command::new("/nonexistent/systemctl"), Duration::from_secs(10));
+        assert!(matches!(absent, Err(CommandError::Start { .. })));
+    }
+
+    #[test]
+    fn output_failure_and_lateness_are_told_apart() {
         let long = Duration::from_secs(10);
         assert_eq!(output(sh("echo 12"), long).unwrap(), "12\n");
         let error = output(sh("echo no such unit >&2; exit 5"), long).unwrap_err().to_string();
         assert!(error.contains("no such unit") && error.contains('5'), "{error}");
-        let absent = output(Command::new("/nonexistent/systemctl"), long);
-        assert!(matches!(absent, Err(CommandError::Start { .. })));
         let started = Instant::now();
         let late = output(sh("exec sleep 60"), Duration::from_millis(50));
         assert!(matches!(late, Err(CommandError::Late { .. })));

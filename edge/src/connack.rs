@@ -1,11 +1,13 @@
-//! One MQTT 5 CONNECT over a plain socket: does the broker answer, and with which limits?
+//! One MQTT 5 CONNECT: does the broker answer, and with which limits?
 //!
 //! The CONNACK is the only in-band read-back of a running Mosquitto's configuration: it shows the
 //! effective `max_inflight_messages` (Receive Maximum) and `max_packet_size`.
 
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
+
+use crate::tls::{self, Stream, Tls};
 
 /// Longest CONNACK that is looked at; Mosquitto's takes some 30 bytes.
 const CONNACK_BYTES_MAX: usize = 512;
@@ -87,6 +89,14 @@ pub enum ConnackError {
         /// What is wrong with the bytes.
         reason: &'static str,
     },
+    /// It does not speak TLS as configured.
+    #[error("{address}: {what}")]
+    Tls {
+        /// Where.
+        address: SocketAddr,
+        /// What is wrong, and what to do.
+        what: String,
+    },
     /// Any other socket error.
     #[error("{address}: {source}")]
     Io {
@@ -107,6 +117,7 @@ pub fn probe(
     address: SocketAddr,
     client_id: &str,
     credentials: Option<&Credentials>,
+    tls: Option<&Tls>,
     timeout: Duration,
 ) -> Result<Connack, ConnackError> {
     let deadline = Instant::now() + timeout;
@@ -115,13 +126,20 @@ pub fn probe(
         io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => {
             ConnackError::Silent { address, timeout_ms: timeout.as_millis() }
         }
-        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
-            ConnackError::Closed { address }
-        }
-        _ => ConnackError::Io { address, source },
+        io::ErrorKind::ConnectionReset
+        | io::ErrorKind::BrokenPipe
+        | io::ErrorKind::UnexpectedEof => ConnackError::Closed { address },
+        _ => match tls::remedy(&source) {
+            Some(what) => ConnackError::Tls { address, what },
+            None => ConnackError::Io { address, source },
+        },
     };
-    let mut stream = TcpStream::connect_timeout(&address, timeout).map_err(failed)?;
-    stream.set_write_timeout(Some(remaining(deadline))).map_err(failed)?;
+    let socket = TcpStream::connect_timeout(&address, timeout).map_err(failed)?;
+    let timed = Timed { socket, deadline };
+    let mut stream: Box<dyn Stream> = match tls {
+        Some(tls) => tls.wrap(timed).map_err(failed)?,
+        None => Box::new(timed),
+    };
     stream.write_all(&connect_packet(client_id, credentials)).map_err(failed)?;
 
     let mut bytes = Vec::with_capacity(64);
@@ -131,7 +149,6 @@ pub fn probe(
             Ok(Some(connack)) => {
                 // DISCONNECT, reason 0: the broker logs an orderly end. It may already be gone.
                 let _ = stream.write_all(&[0xE0, 0x00]);
-                let _ = stream.shutdown(Shutdown::Both);
                 return Ok(connack);
             }
             Ok(None) => {}
@@ -140,7 +157,6 @@ pub fn probe(
         if Instant::now() >= deadline {
             return Err(ConnackError::Silent { address, timeout_ms: timeout.as_millis() });
         }
-        stream.set_read_timeout(Some(remaining(deadline))).map_err(failed)?;
         match stream.read(&mut chunk) {
             Ok(0) => return Err(ConnackError::Closed { address }),
             Ok(n) => bytes.extend_from_slice(&chunk[..n]),
@@ -150,9 +166,35 @@ pub fn probe(
     }
 }
 
-/// Time left, never zero: a socket timeout of zero means none.
-fn remaining(deadline: Instant) -> Duration {
-    deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1))
+/// A socket that answers nothing after its deadline, however little a peer sends at a time.
+struct Timed {
+    socket: TcpStream,
+    deadline: Instant,
+}
+
+impl Timed {
+    fn remaining(&self) -> io::Result<Option<Duration>> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(Some(left)) }
+    }
+}
+
+impl Read for Timed {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.socket.set_read_timeout(self.remaining()?)?;
+        self.socket.read(buffer)
+    }
+}
+
+impl Write for Timed {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.socket.set_write_timeout(self.remaining()?)?;
+        self.socket.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.socket.flush()
+    }
 }
 
 fn connect_packet(client_id: &str, credentials: Option<&Credentials>) -> Vec<u8> {
@@ -298,7 +340,10 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let started = Instant::now();
-        assert!(matches!(probe(address, "t", None, TIMEOUT), Err(ConnackError::Silent { .. })));
+        assert!(matches!(
+            probe(address, "t", None, None, TIMEOUT),
+            Err(ConnackError::Silent { .. })
+        ));
         assert!(started.elapsed() < TIMEOUT * 10);
         let peer = std::thread::spawn(move || {
             // The silent probe's connection is the first in the backlog.
@@ -311,10 +356,19 @@ mod tests {
             let _ = stream.read(&mut sink).unwrap();
             stream.write_all(b"HTTP/1.1 400 Bad Request\r\n").unwrap();
         });
-        assert!(matches!(probe(address, "t", None, TIMEOUT), Err(ConnackError::Closed { .. })));
-        assert!(matches!(probe(address, "t", None, TIMEOUT), Err(ConnackError::Malformed { .. })));
+        assert!(matches!(
+            probe(address, "t", None, None, TIMEOUT),
+            Err(ConnackError::Closed { .. })
+        ));
+        assert!(matches!(
+            probe(address, "t", None, None, TIMEOUT),
+            Err(ConnackError::Malformed { .. })
+        ));
         peer.join().unwrap();
-        assert!(matches!(probe(address, "t", None, TIMEOUT), Err(ConnackError::Refused { .. })));
+        assert!(matches!(
+            probe(address, "t", None, None, TIMEOUT),
+            Err(ConnackError::Refused { .. })
+        ));
     }
 
     proptest! {

@@ -1,5 +1,6 @@
 //! The broker seam: find its process, make it reload or restart, ask whether it answers.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,7 +15,10 @@ use serde::{Deserialize, Serialize};
 use crate::command::{self, CommandError};
 use crate::connack::{self, Connack, ConnackError, Credentials};
 use crate::pid::{self, PidError, PidFinder, ProcessId};
+use crate::tls::Tls;
 
+/// Longest wait for systemd's word on a unit.
+const SYSTEMCTL_TIMEOUT: Duration = Duration::from_secs(5);
 const SAVE_POLL: Duration = Duration::from_millis(20);
 
 /// Everything that applying asks of a broker; tests and trainers bring their own.
@@ -81,6 +85,14 @@ pub enum ControlError {
         /// The system's answer.
         errno: Errno,
     },
+    /// The privileged helper did not do it.
+    #[error("the helper did not {verb} the broker: {source}")]
+    Helper {
+        /// `reload` or `restart`.
+        verb: &'static str,
+        /// Why.
+        source: std::io::Error,
+    },
     /// The broker did not save its state.
     #[error("the broker did not write {} within {timeout_s} s of SIGUSR1, so a restart could lose what it holds; correct broker.database, or see its log", path.display())]
     NotSaved {
@@ -110,6 +122,70 @@ pub enum Method {
     None,
 }
 
+/// Why a way can't work here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Flaw {
+    /// What is wrong.
+    pub found: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+impl fmt::Display for Flaw {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; {}", self.found, self.remedy)
+    }
+}
+
+impl Method {
+    /// What keeps this way from working, as far as can be told without going it; `verb` is `reload`
+    /// or `restart`. Asks systemd, for at most some seconds.
+    #[must_use]
+    pub fn flaw(&self, verb: &str) -> Option<Flaw> {
+        let (found, remedy) = match self {
+            Self::Signal | Self::None => return None,
+            Self::Command(words) => {
+                let program = words.first().map_or("", String::as_str);
+                if command::is_there(program) {
+                    return None;
+                }
+                let found = format!("{program} is not there, or not executable");
+                (found, format!("correct control.{verb}_command"))
+            }
+            Self::Systemd(unit) => {
+                let mut show = Command::new("systemctl");
+                show.args(["show", "--property=LoadState", "--value", "--", unit]);
+                match command::output(show, SYSTEMCTL_TIMEOUT).as_deref().map(str::trim) {
+                    Ok("loaded") => return None,
+                    Ok(state) => {
+                        let found = format!("systemd has {unit} as {state}");
+                        (found, "correct control.unit".into())
+                    }
+                    Err(error) => {
+                        let other = if verb == "reload" { "\"signal\" or " } else { "" };
+                        let remedy = format!(
+                            "where there is no systemd, set control.{verb} to {other}\"command\""
+                        );
+                        (error.to_string(), remedy)
+                    }
+                }
+            }
+        };
+        Some(Flaw { found: format!("control.{verb}: {found}"), remedy })
+    }
+}
+
+impl fmt::Display for Method {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Systemd(unit) => write!(f, "systemctl, {unit}"),
+            Self::Signal => f.write_str("SIGHUP"),
+            Self::Command(words) => f.write_str(words.first().map_or("", String::as_str)),
+            Self::None => f.write_str("nothing"),
+        }
+    }
+}
+
 /// The names of [`Method`] in the configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -133,6 +209,8 @@ pub struct LiveBroker {
     pub client_id: String,
     /// User and password, where it asks for them.
     pub credentials: Option<Credentials>,
+    /// How to connect by TLS; `None`: plainly.
+    pub tls: Option<Tls>,
     /// How its process is found.
     pub finder: PidFinder,
     /// How it is made to reload.
@@ -228,6 +306,26 @@ impl Broker for LiveBroker {
 
     fn answer(&self) -> Result<Connack, ConnackError> {
         let login = self.credentials.as_ref();
-        connack::probe(self.address, &self.client_id, login, self.answer_timeout)
+        connack::probe(self.address, &self.client_id, login, self.tls.as_ref(), self.answer_timeout)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_way_that_cannot_work_is_told_with_its_remedy() {
+        let absent = Method::Command(vec!["/nonexistent/restart".into()]);
+        let said = absent.flaw("restart").unwrap().to_string();
+        assert!(said.starts_with("control.restart: /nonexistent/restart is not there"), "{said}");
+        assert!(said.ends_with("correct control.restart_command"), "{said}");
+        assert_eq!(Method::Command(vec!["sh".into()]).flaw("restart"), None);
+        assert_eq!(Method::None.flaw("reload").or(Method::Signal.flaw("reload")), None);
+        // With systemd or without it: nobody has such a unit.
+        let unit = Method::Systemd("brokertuner-no-such.service".into());
+        let flaw = unit.flaw("reload").unwrap();
+        assert!(flaw.remedy.contains("control."), "{flaw}");
     }
 }

@@ -18,6 +18,8 @@ use nix::errno::Errno;
 
 use crate::fs::{self as seam, FileError, Files, RealFiles};
 
+/// Where Mosquitto listens without a word about it.
+const PORT_DEFAULT: u16 = 1883;
 /// Drop-ins that are looked at; a directory with more is refused rather than half read.
 const DROP_INS_MAX: usize = 256;
 
@@ -52,11 +54,19 @@ pub struct Elsewhere {
     pub is_included: bool,
     /// `persistence_location` and `persistence_file`, where the database lies.
     pub database: Option<PathBuf>,
+    /// TCP ports of its listeners; empty: none is set, which is 1883.
+    pub ports: Vec<u16>,
     pub(crate) location: Option<PathBuf>,
     pub(crate) file: Option<String>,
 }
 
 impl Elsewhere {
+    /// Whether this configuration makes a broker listen on `port`.
+    #[must_use]
+    pub fn listens_on(&self, port: u16) -> bool {
+        self.ports.contains(&port) || (self.ports.is_empty() && port == PORT_DEFAULT)
+    }
+
     /// Options that are set after the drop-in: writing them would have no effect.
     #[must_use]
     pub fn overridden(&self) -> KnobSet {
@@ -163,6 +173,11 @@ fn note(found: &mut Elsewhere, path: &Path, number: usize, line: &str) {
     match key {
         "persistence_location" => found.location = Some(PathBuf::from(rest)),
         "persistence_file" => found.file = Some(rest.to_owned()),
+        "listener" | "port" => {
+            // Port 0 is a Unix socket.
+            let port = rest.split(' ').next().and_then(|word| word.parse().ok());
+            found.ports.extend(port.filter(|&port: &u16| port > 0));
+        }
         _ => {}
     }
     let Some(knob) = knob_of(key, rest) else { return };
@@ -295,6 +310,18 @@ mod tests {
     fn later_drop_ins_override_ours_even_before_ours_is_there() {
         let found = Site::new("include_dir CONF_D\n", &[("zzz.conf", "memory_limit 5\n")]).look();
         assert!(found.overridden().contains(Knob::MemoryLimit));
+    }
+
+    #[test]
+    fn the_ports_of_the_listeners_are_those_of_every_file() {
+        let ports = |main: &str| {
+            let drop_ins = [("tls.conf", "listener 8883\n")];
+            let found = Site::new(main, if main.is_empty() { &[] } else { &drop_ins }).look();
+            [1883, 1884, 8883].map(|port| found.listens_on(port))
+        };
+        assert_eq!(ports(""), [true, false, false], "Mosquitto's own default");
+        assert_eq!(ports("listener 1884 127.0.0.1\ninclude_dir CONF_D\n"), [false, true, true]);
+        assert_eq!(ports("port 1884\nlistener 0 /run/mosquitto.sock\n"), [false, true, false]);
     }
 
     #[test]

@@ -8,6 +8,8 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
+
 /// Largest file that is read whole: configuration, state and secrets are far smaller.
 pub const FILE_BYTES_MAX: u64 = 1 << 20;
 
@@ -104,6 +106,15 @@ impl Files for RealFiles {
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         File::open(dir)?.sync_all()
     }
+}
+
+/// The whole content of a file that has to be there.
+///
+/// # Errors
+/// As [`Files::read`], and where nothing lies at `path`.
+pub(crate) fn read_there(path: &Path) -> Result<Vec<u8>, FileError> {
+    let found = RealFiles.read(path);
+    found.and_then(|found| found.ok_or(Errno::ENOENT.into())).map_err(at("read", path))
 }
 
 /// A file operation that failed, and on what.

@@ -4,19 +4,14 @@ mod cli;
 
 use std::process::ExitCode;
 
+use brokertuner_edge::error::told;
+
 fn main() -> ExitCode {
     match cli::run() {
         Ok(answer) => answer,
         Err(error) => {
-            eprintln!("edge: {}", told(&error));
+            eprintln!("edge: {}", told(error.as_ref()));
             ExitCode::from(2)
         }
     }
-}
-
-/// The error and its causes, each once: most messages of the library state their cause themselves.
-fn told(error: &anyhow::Error) -> String {
-    error.chain().skip(1).map(ToString::to_string).fold(error.to_string(), |told, cause| {
-        if told.contains(&cause) { told } else { format!("{told}: {cause}") }
-    })
 }

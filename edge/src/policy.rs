@@ -3,16 +3,43 @@
 
 use std::path::{Path, PathBuf};
 
-use brokertuner_core::features::{self, Schema, View};
-use brokertuner_core::model::{Model, ModelError};
-use brokertuner_core::{Envelope, KNOB_COUNT, Knob, KnobSet, Settings};
+use brokertuner_core::features::{self, Features, Schema, View};
+use brokertuner_core::model::{Answer, Beyond, Model, ModelError};
+use brokertuner_core::weigh::{Weights, weigh};
+use brokertuner_core::{Envelope, KnobSet, Settings};
 
 use crate::fs::{self, FileError, Files, RealFiles};
+use crate::keys::KeyError;
+use crate::model::ModelReport;
 
 /// Wants settings for what is seen; always inside the envelope.
 pub trait Policy: Send {
     /// The settings for `view`, confined to `envelope`.
     fn want(&mut self, view: &View<'_>, envelope: &Envelope) -> Settings;
+
+    /// Why the last answer is not to be followed, in words; then nothing is changed.
+    fn doubt(&self) -> Option<String> {
+        None
+    }
+
+    /// Which inputs of `view` moved `knobs`, against those of an earlier decision or, without one,
+    /// of training. None where the policy can't tell.
+    fn weigh(
+        &mut self,
+        _view: &View<'_>,
+        _reference: Option<&Features>,
+        _knobs: KnobSet,
+    ) -> Weights {
+        Weights::new()
+    }
+
+    /// Takes over what changed since the last decision; called before each one that acts.
+    fn refresh(&mut self) {}
+
+    /// What is to be told of the model.
+    fn model(&self) -> Option<ModelReport> {
+        None
+    }
 }
 
 impl<F> Policy for F
@@ -29,16 +56,16 @@ where
 #[derive(Debug, thiserror::Error)]
 pub enum PolicyError {
     /// It can't be read.
-    #[error("model.path: {0}")]
+    #[error("model: {0}")]
     File(#[from] FileError),
     /// It is not there.
-    #[error("model.path: {}: no such file; make one with `host train` and `host export`, or correct the path", path.display())]
+    #[error("{}: no such file; make one with `host train` and `host export`, or correct model.path", path.display())]
     Absent {
         /// The file.
         path: PathBuf,
     },
     /// Its content.
-    #[error("model.path: {}: {source}; `host export` makes another one", path.display())]
+    #[error("{}: {source}; `host export` makes another one", path.display())]
     Model {
         /// The file.
         path: PathBuf,
@@ -46,7 +73,7 @@ pub enum PolicyError {
         source: ModelError,
     },
     /// Made for another state vector than the configuration asks for.
-    #[error("model.path: {}: made for schema {found:?}, but model.schema is {expected:?}; set model.schema, or export another model", path.display())]
+    #[error("{}: made for schema {found:?}, but model.schema is {expected:?}; set model.schema, or export another model", path.display())]
     Schema {
         /// The file.
         path: PathBuf,
@@ -55,14 +82,40 @@ pub enum PolicyError {
         /// The configuration's.
         expected: Schema,
     },
+    /// A key that it may be signed with.
+    #[error("model.public_keys: {0}")]
+    Key(#[from] KeyError),
+    /// Keys are configured, and it has no signature.
+    #[error("{}: not signed, but model.public_keys asks for it; `host export --sign KEY` makes a signed model", path.display())]
+    Unsigned {
+        /// The file.
+        path: PathBuf,
+    },
+    /// None of the configured keys has signed it.
+    #[error("{}: signed by none of model.public_keys, or changed since; fetch it again, or add its key", path.display())]
+    Signature {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Older than what was accepted before.
+    #[error("{}: its counter is {found}, but {highest} was accepted before; export it again to get a higher one, or remove {} to go back", path.display(), kept.display())]
+    RolledBack {
+        /// The file.
+        path: PathBuf,
+        /// Its counter.
+        found: u64,
+        /// The highest that was accepted.
+        highest: u64,
+        /// Where that is remembered.
+        kept: PathBuf,
+    },
 }
 
-/// The policy of a model file.
+/// What a model file decides; [`crate::model::LivePolicy`] follows it.
 #[derive(Debug)]
 pub struct ModelPolicy {
     bytes: Vec<u8>,
     schema: Schema,
-    tuned: KnobSet,
 }
 
 impl ModelPolicy {
@@ -89,38 +142,50 @@ impl ModelPolicy {
         if found != schema {
             return Err(PolicyError::Schema { path: path.into(), found, expected: schema });
         }
-        let tuned = KnobSet::from_bits(model.parts().bounds.tuned);
-        Ok(Self { bytes, schema, tuned })
+        Ok(Self { bytes, schema })
     }
 
-    /// The options that were tuned in training: of others the model knows nothing.
-    #[must_use]
-    pub fn tuned(&self) -> KnobSet {
-        self.tuned
-    }
-
-    fn act(&self, view: &View<'_>) -> Result<[i8; KNOB_COUNT], ModelError> {
-        let mut action = [0; KNOB_COUNT];
+    /// The model's answer.
+    ///
+    /// # Errors
+    /// Never: the same bytes passed the same checks before.
+    pub fn answer(&self, view: &View<'_>, envelope: &Envelope) -> Result<Answer, ModelError> {
         // Checked again rather than kept beside its bytes: some 20 us in a decision interval.
-        Model::read(&self.bytes)?.infer(&features::state(self.schema, view), &mut action)?;
-        Ok(action)
+        Model::read(&self.bytes)?.answer(view, envelope)
     }
-}
 
-impl Policy for ModelPolicy {
-    fn want(&mut self, view: &View<'_>, envelope: &Envelope) -> Settings {
-        let opted_in = Knob::ALL
-            .into_iter()
-            .filter(|&knob| envelope.opted_in.contains(knob) && self.tuned.contains(knob))
-            .fold(KnobSet::EMPTY, KnobSet::with);
-        match self.act(view) {
-            Ok(action) => Settings::decode(&action, &Envelope { opted_in, ..*envelope }),
-            Err(error) => {
-                // The same bytes passed the same checks before, so this is never seen: what is in
-                // force stays.
-                tracing::error!(%error, "The model can't be evaluated.");
-                envelope.confine(*view.effective)
+    /// Which inputs of `view` moved `knobs`; see [`Policy::weigh`].
+    #[must_use]
+    pub fn weigh(&self, view: &View<'_>, reference: Option<&Features>, knobs: KnobSet) -> Weights {
+        let features = features::state(self.schema, view);
+        let model = Model::read(&self.bytes);
+        let weights =
+            model.and_then(|model| weigh(&model, self.schema, &features, reference, knobs));
+        // Never missing, as above; and an account may lack what a decision must not.
+        weights.unwrap_or_default()
+    }
+
+    /// The file's bytes.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// An input beyond training, in words.
+    #[must_use]
+    pub fn words(&self, beyond: &Beyond) -> String {
+        let name = self.schema.name(beyond.index).unwrap_or("an input");
+        let (low, high) = beyond.seen;
+        let remedy = match name {
+            "sys_period" => "set the broker's sys_interval to that of the training",
+            "deadline" | "rss_limit" => {
+                "set [targets] to those of the training, or train for these"
             }
-        }
+            _ => "train for such a load",
+        };
+        format!(
+            "the model was not trained for this: {name} is {:.2}, training saw {low:.2} to {high:.2}; nothing is changed ({remedy}, or set model.hold_beyond_training = false)",
+            beyond.found
+        )
     }
 }

@@ -10,31 +10,40 @@ use brokertuner_core::controller::Rules;
 use brokertuner_core::features::{Schema, Targets};
 use brokertuner_core::knobs::{Apply, Tuned};
 use brokertuner_core::{Duration, Envelope, Knob, KnobSet};
-use nix::errno::Errno;
 
-use crate::apply::Paths;
+use crate::apply::{Applier, Paths};
 use crate::clock;
-use crate::config::{Config, QuietHours, Tune, bounds};
+use crate::config::{Config, Tune, bounds};
 use crate::connack::Credentials;
-use crate::control::{LiveBroker, Method, MethodName};
+use crate::control::{Flaw, LiveBroker, Method, MethodName};
 use crate::elsewhere::{self, Elsewhere};
-use crate::fs::{self, FileError, Files, RealFiles};
+use crate::fs::{self, FileError, RealFiles};
+use crate::helper::Client;
 use crate::pid::{PID_VARIABLE, PidFinder};
+use crate::quiet::{QuietHours, Window};
 use crate::sampler::SamplerOptions;
+use crate::state::StateError;
+use crate::tls::{Tls, TlsError, TlsFiles};
 
 /// The environment variable that may name the drop-in.
 pub const DROP_IN_VARIABLE: &str = "MOSQUITTO_TUNER_CONFIG";
+/// Set by systemd for services with credentials.
+const CREDENTIALS_VARIABLE: &str = "CREDENTIALS_DIRECTORY";
+/// What a path begins with that is the name of a credential.
+const CREDENTIAL_PREFIX: &str = "credential:";
 /// Where the drop-in lies on Debian.
 pub const DROP_IN_DEFAULT: &str = "/etc/mosquitto/conf.d/zz-brokertuner.conf";
 const ANSWER_TIMEOUT: StdDuration = StdDuration::from_secs(2);
 
-/// The two environment variables that count, read once.
+/// The environment variables that count, read once.
 #[derive(Debug, Clone, Default)]
 pub struct Environment {
     /// `MOSQUITTO_PID`
     pub pid: Option<String>,
     /// `MOSQUITTO_TUNER_CONFIG`
     pub drop_in: Option<OsString>,
+    /// `CREDENTIALS_DIRECTORY`, where systemd puts the credentials of a service.
+    pub credentials: Option<PathBuf>,
 }
 
 impl Environment {
@@ -44,6 +53,21 @@ impl Environment {
         Self {
             pid: std::env::var(PID_VARIABLE).ok().filter(|text| !text.is_empty()),
             drop_in: std::env::var_os(DROP_IN_VARIABLE).filter(|text| !text.is_empty()),
+            credentials: std::env::var_os(CREDENTIALS_VARIABLE).map(PathBuf::from),
+        }
+    }
+
+    /// The file that `path` means: itself, or a credential.
+    ///
+    /// # Errors
+    /// [`SiteError::NoCredentials`].
+    pub fn file(&self, key: &'static str, path: PathBuf) -> Result<PathBuf, SiteError> {
+        let name = path.to_str().and_then(|text| text.strip_prefix(CREDENTIAL_PREFIX));
+        let Some(name) = name else { return Ok(path) };
+        match &self.credentials {
+            // systemd's names have no slash; a path would lead out of the directory.
+            Some(dir) if !name.contains('/') => Ok(dir.join(name)),
+            _ => Err(SiteError::NoCredentials { key, name: name.into() }),
         }
     }
 }
@@ -69,12 +93,35 @@ pub enum SiteError {
         /// What is wrong with it.
         what: &'static str,
     },
+    /// A credential where systemd passed none.
+    #[error(
+        "{key}: credential:{name}: this process has no credentials ($CREDENTIALS_DIRECTORY); start it by systemd with LoadCredential={name}:FILE, or name a file"
+    )]
+    NoCredentials {
+        /// The option.
+        key: &'static str,
+        /// The credential.
+        name: String,
+    },
+    /// TLS can't be used as configured.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The host has no address.
     #[error("broker.host: {host}: {reason}; write an address, as in \"127.0.0.1\"")]
     Host {
         /// The host.
         host: String,
         /// What the resolver said.
+        reason: String,
+    },
+    /// The zone of the quiet hours.
+    #[error(
+        "decide.time_zone: {zone}: {reason}; write localtime, a name of the zone database as in \"Europe/Berlin\" (package tzdata), or \"UTC0\""
+    )]
+    Zone {
+        /// The zone.
+        zone: String,
+        /// What is wrong with it.
         reason: String,
     },
     /// The drop-in's path from the environment.
@@ -114,14 +161,14 @@ pub struct Site {
     pub targets: Targets,
     /// The state vector.
     pub schema: Schema,
-    /// The model file.
-    pub model: PathBuf,
     /// Time between decisions.
     pub interval: Duration,
     /// Time between probes.
     pub probe_interval: Option<StdDuration>,
     /// Times without restarts.
-    pub quiet_hours: Vec<QuietHours>,
+    pub quiet_hours: QuietHours,
+    /// While it exists, nothing is changed.
+    pub kill_switch: PathBuf,
     config: Config,
 }
 
@@ -154,17 +201,76 @@ impl Site {
                 rss_limit_mib: config.targets.rss_limit_mib,
             },
             schema: config.model.schema,
-            model: config.model.path.clone(),
             interval: Duration::from_millis(decide.interval_ms.into()),
             probe_interval: (decide.probe_interval_ms > 0)
                 .then(|| StdDuration::from_millis(decide.probe_interval_ms.into())),
-            quiet_hours: decide
-                .quiet_hours_utc
-                .iter()
-                .filter_map(|t| QuietHours::parse(t))
-                .collect(),
+            quiet_hours: quiet_hours(config)?,
+            kill_switch: some_path(&config.agent.kill_switch_file)
+                .unwrap_or_else(|| config.agent.state_dir.join("kill-switch")),
             config: config.clone(),
         })
+    }
+
+    /// That `main_conf` belongs to another broker than the one on `broker.port`, as far as its
+    /// listeners tell.
+    #[must_use]
+    pub fn other_broker(&self) -> Option<Flaw> {
+        let (main, port) = (self.main_conf.as_ref()?, self.broker.address.port());
+        if self.elsewhere.listens_on(port) {
+            return None;
+        }
+        let ports: Vec<_> = self.elsewhere.ports.iter().map(u16::to_string).collect();
+        let ports = if ports.is_empty() { "1883, by default".into() } else { ports.join(", ") };
+        Some(Flaw {
+            found: format!(
+                "broker.main_conf: {} listens on {ports}, not on broker.port = {port}: it may be another broker's",
+                main.display()
+            ),
+            remedy: "correct broker.port, or set broker.main_conf and broker.drop_in to the files of the broker that listens there".into(),
+        })
+    }
+
+    /// Why nothing can be changed as things are configured, in words; `None` where something can.
+    #[must_use]
+    pub fn barred(&self) -> Option<String> {
+        if !self.envelope.opted_in.is_empty() {
+            return None;
+        }
+        let is_none = |method: &Method| *method == Method::None;
+        Some(if is_none(&self.broker.reload) && is_none(&self.broker.restart) {
+            "no option may be changed: control.reload and control.restart are \"none\"; set a way for at least one of them".into()
+        } else {
+            "no option may be changed: each is set elsewhere, left alone by tune = \"no\", or needs what control.reload or control.restart does not offer; `edge doctor` has more".into()
+        })
+    }
+
+    /// What of the configuration can't be right here, though it may get right while the agent runs:
+    /// each with its remedy. Asks systemd, for at most some seconds.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        let ways = [("reload", &self.broker.reload), ("restart", &self.broker.restart)];
+        // The helper has rights and a view of its own.
+        let ways = ways.into_iter().filter(|_| self.broker.finder.helper.is_none());
+        let flaws = ways.filter_map(|(verb, method)| method.flaw(verb)).chain(self.other_broker());
+        flaws.map(|flaw| flaw.to_string()).chain(self.barred()).collect()
+    }
+
+    /// What changes this broker, by the helper where one is to, with what is wrong with the agent's
+    /// memory.
+    ///
+    /// # Errors
+    /// As [`Applier::open`].
+    pub fn open_applier(&self) -> Result<(Applier, Option<StateError>), StateError> {
+        let (paths, broker) = (self.paths.clone(), self.broker.clone());
+        let (applier, damage) = match self.broker.finder.helper.clone() {
+            None => Applier::open(Box::new(RealFiles), Box::new(broker), paths)?,
+            Some(helper) => {
+                let database = paths.database.as_deref();
+                let (files, broker) = helper.seams(broker, &paths.drop_in, database);
+                Applier::open(Box::new(files), Box::new(broker), paths)?
+            }
+        };
+        Ok((applier.with_ready_timeout(self.ready_timeout), damage))
     }
 
     /// Looks at the broker's other files again: lets go of what is set there by now, and takes over
@@ -188,6 +294,7 @@ impl Site {
             // Not the CONNACK probe's: the same one would end this connection.
             client_id: format!("{}-sampler", self.broker.client_id),
             credentials: self.broker.credentials.clone(),
+            tls: self.broker.tls.clone(),
             probe_interval: self.probe_interval,
             clock: clock::now,
         }
@@ -244,21 +351,32 @@ fn live_broker(
         MethodName::Command => Method::Command(command.to_vec()),
         MethodName::None => Method::None,
     };
-    let credentials = match some_path(&config.broker.user_file) {
+    let file = |key, path: &Path| match some_path(path) {
+        Some(path) => environment.file(key, path).map(Some),
+        None => Ok(None),
+    };
+    let credentials = match file("broker.user_file", &config.broker.user_file)? {
         Some(user_file) => Some(Credentials {
             user: secret("broker.user_file", &user_file)?,
-            password: match some_path(&config.broker.password_file) {
+            password: match file("broker.password_file", &config.broker.password_file)? {
                 Some(path) => secret("broker.password_file", &path)?,
                 None => String::new(),
             },
         }),
         None => None,
     };
+    let command_timeout = StdDuration::from_secs(control.command_timeout_s.into());
+    let helper = config.helper.r#use.then(|| Client {
+        socket: config.helper.socket.clone(),
+        // A save and a restart, and some.
+        timeout: command_timeout * 2 + ANSWER_TIMEOUT,
+    });
     Ok(LiveBroker {
         address,
         // `edge advise` beside `edge run` must not take its connection over.
         client_id: format!("{}-{}", config.broker.client_id, std::process::id()),
         credentials,
+        tls: tls(config, environment)?,
         finder: PidFinder {
             source: pid.source,
             pid: (pid.pid > 0).then_some(pid.pid),
@@ -266,19 +384,34 @@ fn live_broker(
             pid_file: some_path(&pid.pid_file),
             unit: some_text(&pid.unit),
             address,
+            helper,
         },
         reload: method(control.reload, &control.reload_command),
         restart: method(control.restart, &control.restart_command),
-        command_timeout: StdDuration::from_secs(control.command_timeout_s.into()),
+        command_timeout,
         answer_timeout: ANSWER_TIMEOUT,
     })
 }
 
+/// How to connect by TLS, where a CA is configured.
+fn tls(config: &Config, environment: &Environment) -> Result<Option<Tls>, SiteError> {
+    let broker = &config.broker;
+    let Some(ca) = some_path(&broker.ca_file) else { return Ok(None) };
+    let client = match (some_path(&broker.cert_file), some_path(&broker.key_file)) {
+        (Some(cert), Some(key)) => Some((
+            environment.file("broker.cert_file", cert)?,
+            environment.file("broker.key_file", key)?,
+        )),
+        _ => None,
+    };
+    let ca = environment.file("broker.ca_file", ca)?;
+    let files = TlsFiles { ca, client, name: some_text(&broker.tls_name) };
+    Ok(Some(Tls::load(&files, &broker.host)?))
+}
+
 /// The first line of a secret's file.
 fn secret(key: &'static str, path: &Path) -> Result<String, SiteError> {
-    let bytes = RealFiles.read(path).and_then(|found| found.ok_or(Errno::ENOENT.into()));
-    let bytes = bytes.map_err(fs::at("read", path));
-    let bytes = bytes.map_err(|source| SiteError::File { key, source })?;
+    let bytes = fs::read_there(path).map_err(|source| SiteError::File { key, source })?;
     let wrong = |what| SiteError::Secret { key, path: path.into(), what };
     let text = String::from_utf8(bytes).map_err(|_| wrong("is not UTF-8"))?;
     let line = text.lines().next().unwrap_or_default();
@@ -319,12 +452,20 @@ fn envelope(config: &Config, elsewhere: &Elsewhere, broker: &LiveBroker) -> Enve
     }
 }
 
+fn quiet_hours(config: &Config) -> Result<QuietHours, SiteError> {
+    let zone = &config.decide.time_zone;
+    let windows = config.decide.quiet_hours.iter().filter_map(|text| Window::parse(text)).collect();
+    let failed = |reason| SiteError::Zone { zone: zone.clone(), reason };
+    QuietHours::new(windows, zone).map_err(failed)
+}
+
 fn rules(config: &Config) -> Rules {
     let decide = &config.decide;
     Rules {
         dwell: Duration::from_secs(decide.dwell_s.into()),
         verify_window: Duration::from_secs(decide.verify_window_s.into()),
         restarts_per_hour_max: decide.restarts_per_hour_max,
+        restarts_per_day_max: decide.restarts_per_day_max,
         allow_state_loss: decide.allow_state_loss,
         back_off: Duration::from_secs(decide.back_off_s.into()),
         ..Rules::for_deadline(config.targets.deadline_ms)
@@ -410,8 +551,10 @@ mod tests {
 
     #[test]
     fn the_environment_names_the_drop_in_only_where_the_file_does_not() {
-        let environment =
-            |path: &str| Environment { pid: None, drop_in: Some(OsString::from(path)) };
+        let environment = |path: &str| Environment {
+            drop_in: Some(OsString::from(path)),
+            ..Environment::default()
+        };
         let none = Path::new("");
         let path = |configured: &Path, environment: &Environment| {
             drop_in_path(configured, environment).map(|path| path.display().to_string())

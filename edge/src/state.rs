@@ -3,6 +3,7 @@
 //! Layout: `BTES`, version u16, body length u32 (little endian), body (postcard of [`State`]),
 //! CRC-32 (ISO-HDLC) over all before it.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use brokertuner_core::Settings;
@@ -13,12 +14,17 @@ use crate::fs::{self, FileError, Files, MODE_STATE};
 use crate::pid::ProcessId;
 
 const MAGIC: [u8; 4] = *b"BTES";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
+/// Fields that version 2 added at the end. The default of each is one zero byte, so an older body
+/// is read with as many zeros behind it.
+const ADDED_SINCE_1: usize = 6;
 const HEADER_BYTES: usize = 10;
 const CRC_BYTES: usize = 4;
 const CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISO_HDLC);
 /// Restarts that are remembered: more than any budget per day.
 pub const RESTARTS_MAX: usize = 64;
+/// Starts of the agent that are remembered.
+pub const STARTS_MAX: usize = 8;
 
 /// SHA-256 of a drop-in.
 pub type Digest = [u8; 32];
@@ -40,6 +46,50 @@ pub struct State {
     pub failures: u32,
     /// When the broker was restarted, in Unix seconds, oldest first, [`RESTARTS_MAX`] at most.
     pub restarts_unix_s: Vec<u64>,
+    /// What the operator said last.
+    pub standing: Standing,
+    /// The drop-in that was good before `good`; `None`: no drop-in.
+    pub good_before: Option<Settings>,
+    /// Options that a person set over HTTP: the policy leaves them alone.
+    pub pinned: Option<Settings>,
+    /// What a person asked for over HTTP and that waits for a restart.
+    pub scheduled: Option<Scheduled>,
+    /// Number of the last decision that was carried out.
+    pub last_decision: u64,
+    /// When the agent was started without having ended in good order since, in Unix seconds.
+    pub starts_unix_s: Vec<u64>,
+}
+
+/// What the operator said last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Standing {
+    /// Nothing: the broker is tuned.
+    #[default]
+    Tuning,
+    /// `edge pause`, or `edge rollback`.
+    Paused,
+    /// `edge off`.
+    Off,
+}
+
+impl fmt::Display for Standing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tuning => "tuning",
+            Self::Paused => "paused",
+            Self::Off => "off",
+        })
+    }
+}
+
+/// Settings that wait for a restart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scheduled {
+    /// The number of the decision.
+    pub id: u64,
+    /// The options that were asked for; others stay as they are.
+    pub settings: Settings,
 }
 
 /// Settings in force in one process.
@@ -81,6 +131,24 @@ pub struct Intent {
 }
 
 impl State {
+    /// The drop-in to go back to; itself `None` where the present one is the only one ever.
+    #[must_use]
+    pub fn last_good(&self) -> Option<Option<Settings>> {
+        let candidates = [self.good, self.good_before];
+        candidates.into_iter().find(|&candidate| candidate != self.written)
+    }
+
+    /// Notes a start of the agent, and how many of them lie within `within_s` before it.
+    pub fn note_start(&mut self, unix_s: u64, within_s: u64) -> usize {
+        // One in the future is of a clock that was set back: it says nothing.
+        self.starts_unix_s.retain(|&at| at <= unix_s && unix_s - at <= within_s);
+        if self.starts_unix_s.len() >= STARTS_MAX {
+            self.starts_unix_s.remove(0);
+        }
+        self.starts_unix_s.push(unix_s);
+        self.starts_unix_s.len()
+    }
+
     /// Notes a restart, forgetting the oldest.
     pub fn note_restart(&mut self, unix_s: u64) {
         if self.restarts_unix_s.len() >= RESTARTS_MAX {
@@ -149,7 +217,11 @@ pub fn decode(path: &Path, bytes: &[u8]) -> Result<State, StateError> {
     if CRC.checksum(&bytes[..HEADER_BYTES + length]) != u32::from_le_bytes(crc) {
         return Err(corrupt("checksum does not match: damaged"));
     }
-    let state: State = postcard::from_bytes(body).map_err(|e| corrupt(&e.to_string()))?;
+    let mut body = body.to_vec();
+    if found == 1 {
+        body.extend([0; ADDED_SINCE_1]);
+    }
+    let state: State = postcard::from_bytes(&body).map_err(|e| corrupt(&e.to_string()))?;
     if state.settings().all(|settings| in_table(&settings)) {
         Ok(state)
     } else {
@@ -162,7 +234,9 @@ impl State {
     fn settings(&self) -> impl Iterator<Item = Settings> {
         let intent =
             self.intent.map(|intent| [intent.from, intent.to, intent.interim, intent.interim_back]);
-        [self.written, self.good, self.effective.map(|e| e.settings)]
+        let scheduled = self.scheduled.map(|scheduled| scheduled.settings);
+        let effective = self.effective.map(|effective| effective.settings);
+        [self.written, self.good, effective, self.good_before, self.pinned, scheduled]
             .into_iter()
             .chain(intent.into_iter().flatten())
             .flatten()
@@ -244,8 +318,66 @@ pub(crate) mod tests {
                 back: true,
             }),
             restarts_unix_s: vec![1, 2, 3],
+            standing: Standing::Off,
+            good_before: to,
+            pinned: to,
+            scheduled: Some(Scheduled { id: 12, settings: written }),
+            last_decision: 12,
+            starts_unix_s: vec![4],
             ..State::default()
         }
+    }
+
+    /// Written by the version before: everything that it knew is read, the rest is the default.
+    #[test]
+    fn the_version_before_is_read() {
+        let now = State {
+            standing: Standing::default(),
+            good_before: None,
+            pinned: None,
+            scheduled: None,
+            last_decision: 0,
+            starts_unix_s: Vec::new(),
+            ..some_state()
+        };
+        let mut bytes = encode(&now);
+        let body = bytes.len() - HEADER_BYTES - CRC_BYTES - ADDED_SINCE_1;
+        assert_eq!(&bytes[HEADER_BYTES + body..][..ADDED_SINCE_1], [0; ADDED_SINCE_1]);
+        bytes.truncate(HEADER_BYTES + body);
+        bytes[4] = 1;
+        bytes[6..10].copy_from_slice(&u32::try_from(body).unwrap().to_le_bytes());
+        let crc = CRC.checksum(&bytes).to_le_bytes();
+        bytes.extend_from_slice(&crc);
+        assert_eq!(decode(Path::new("s"), &bytes).unwrap(), now);
+    }
+
+    #[test]
+    fn starts_are_counted_within_their_time_and_bounded() {
+        let mut state = State::default();
+        assert_eq!(state.note_start(1000, 600), 1);
+        assert_eq!(state.note_start(1600, 600), 2);
+        assert_eq!(state.note_start(1601, 600), 2, "the first is 601 s old");
+        assert_eq!(state.note_start(100, 600), 1, "the clock was set back");
+        assert_eq!((0..100).map(|_| state.note_start(100, 600)).max(), Some(STARTS_MAX));
+    }
+
+    #[test]
+    fn the_last_good_is_not_what_stands_there() {
+        let settings = |value| {
+            let mut settings = Settings::UNWRITTEN;
+            settings.set(Knob::QueuedMessagesMax, value).unwrap();
+            Some(settings)
+        };
+        let mut state = State::default();
+        assert_eq!(state.last_good(), None, "never changed anything");
+        state.written = settings(200);
+        assert_eq!(state.last_good(), Some(None), "no drop-in");
+        state.good = settings(200);
+        assert_eq!(state.last_good(), Some(None), "before it");
+        state.good_before = settings(100);
+        assert_eq!(state.last_good(), Some(settings(100)));
+        state.written = settings(300);
+        assert_eq!(state.last_good(), Some(settings(200)));
     }
 
     #[test]
@@ -305,7 +437,7 @@ pub(crate) mod tests {
         #[test]
         fn random_bytes_never_panic(body in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = decode(Path::new("s"), &body);
-            let mut framed = b"BTES\x01\x00".to_vec();
+            let mut framed = b"BTES\x02\x00".to_vec();
             framed.extend_from_slice(&u32::try_from(body.len()).unwrap().to_le_bytes());
             framed.extend_from_slice(&body);
             framed.extend_from_slice(&CRC.checksum(&framed).to_le_bytes());

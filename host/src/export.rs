@@ -3,7 +3,9 @@
 use crate::ddpg::{self, Agent, Deviation, QuantisedActor};
 use anyhow::{Context as _, Result};
 use brokertuner_core::features::Schema;
+use brokertuner_core::model::{Model, ModelError, ModelParts};
 use brokertuner_core::{KNOBS, KnobSet};
+use brokertuner_edge::keys::SigningKey;
 use std::io::Write as _;
 use std::path::Path;
 
@@ -27,25 +29,34 @@ pub struct About {
     pub scores: String,
 }
 
-/// Writes the model of `agent` to `path` and says how far it is from the f32 policy, on states of
-/// its replay buffer and random ones beside them.
+/// Writes the model of `agent` to `path` and says how far it is from the f32 policy.
 ///
 /// # Errors
-/// An agent that has diverged, texts that are too long, a file that cannot be written.
+/// As [`model_bytes`], and a file that cannot be written.
 pub fn export(agent: &Agent, about: &About, path: &Path) -> Result<Deviation> {
+    let (bytes, deviation) = model_bytes(agent, about)?;
+    replace(path, &bytes).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(deviation)
+}
+
+/// The unsigned model file of `agent`, and how far it is from the f32 policy, on states that it
+/// learnt from and random ones beside them.
+///
+/// # Errors
+/// An agent that has diverged, texts that are too long.
+pub fn model_bytes(agent: &Agent, about: &About) -> Result<(Vec<u8>, Deviation)> {
     let calibration = calibration_states(agent);
     let quantised = agent.quantise(&calibration)?;
     let bytes = to_bytes(agent, &quantised, about)?;
-    replace(path, &bytes).with_context(|| format!("cannot write {}", path.display()))?;
     let states = random_states(agent, &calibration);
-    Ok(ddpg::deviation(agent, &quantised, &states)?)
+    Ok((bytes, ddpg::deviation(agent, &quantised, &states)?))
 }
 
-/// The model of `agent` as [`export`] would write it.
+/// The bytes of [`model_bytes`], without the comparison: for a look at a policy in training.
 ///
 /// # Errors
-/// As [`export`], but for the file.
-pub fn model_bytes(agent: &Agent, about: &About) -> Result<Vec<u8>> {
+/// As [`model_bytes`].
+pub fn policy_bytes(agent: &Agent, about: &About) -> Result<Vec<u8>> {
     to_bytes(agent, &agent.quantise(&calibration_states(agent))?, about)
 }
 
@@ -67,6 +78,21 @@ fn to_bytes(agent: &Agent, quantised: &QuantisedActor, about: &About) -> Result<
         broker_versions: &about.broker_versions,
         scores: &about.scores,
     })?)
+}
+
+/// The model file with that counter and a signature.
+///
+/// # Errors
+/// Bytes that are no model file.
+pub fn signed(bytes: &[u8], key: &SigningKey, counter: u64) -> Result<Vec<u8>, ModelError> {
+    let parts = ModelParts { counter, signed: true, ..*Model::parse(bytes)?.parts() };
+    // The counter may take nine bytes more than the one it replaces.
+    let mut out = vec![0; bytes.len() + 16];
+    let length = Model::new(parts)?.write(&mut out)?;
+    out.truncate(length);
+    let signature = key.sign(&out);
+    out.extend_from_slice(&signature);
+    Ok(out)
 }
 
 /// States of the replay buffer; for an agent that has seen nothing, random ones.

@@ -3,7 +3,11 @@
 //! [`Agent::tick`] is one decision; the gateway calls it from its timer, a trainer from its own
 //! loop.
 
+mod account;
+mod calls;
 mod drive;
+mod knobs;
+mod obey;
 mod report;
 mod tick;
 
@@ -11,16 +15,20 @@ use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use brokertuner_core::controller::Controller;
-use brokertuner_core::sample::{Meter, Metrics};
-use brokertuner_core::{Duration, Settings};
+use brokertuner_core::features::Features;
+use brokertuner_core::sample::{Meter, Metrics, Sample};
+use brokertuner_core::{Duration, Instant, Settings};
 
+pub use calls::{Call, Calls, Request};
 pub use drive::{StatusFile, drive};
 pub use report::{BrokerReport, OptionReport, Report, VerdictReport};
-pub use tick::{Mode, Plan, Tick, Verdict};
+pub use tick::{Mode, Tick, Verdict};
 
 use crate::apply::{Applier, ApplyError, Recovery, unix_s};
 use crate::clock;
-use crate::fs::{self, FileError, RealFiles};
+use crate::fs::{self, FileError};
+use crate::journal::{Entry, Journal};
+use crate::orders::{START_LOOP_S, START_LOOP_STARTS};
 use crate::pid::ProcessId;
 use crate::policy::Policy;
 use crate::sampler::Sampler;
@@ -95,7 +103,32 @@ pub struct Agent {
     process: Option<ProcessId>,
     /// Someone else's hand is on the drop-in, and how that was said.
     hands_off: Option<String>,
+    sample: Option<Sample>,
+    /// When the broker's other files were looked at last.
+    looked_around: Instant,
+    /// Only the agent that acts keeps one.
+    journal: Option<Journal>,
+    is_journal_broken: bool,
+    /// The last change, and what was seen of it.
+    last: Option<Entry>,
+    /// The number of the change that is being watched.
+    watched: Option<u64>,
+    /// The state vector of the last change.
+    reference: Option<Features>,
+    /// Nothing could be changed at the last tick: what was watched then begins anew.
+    was_restrained: bool,
+    /// What a crash cut short has yet to be ended: it was not permitted at the start.
+    is_recovery_due: bool,
+    start: Option<Start>,
     _lock: Option<Lock>,
+}
+
+/// This start of the agent.
+#[derive(Debug, Clone, Copy)]
+struct Start {
+    at: Instant,
+    /// Starts without an orderly end, this one among them, where they make a loop.
+    loop_of: Option<usize>,
 }
 
 impl std::fmt::Debug for Agent {
@@ -121,7 +154,31 @@ impl Agent {
             // Kept, so that a restart of the agent does not cut the wait short.
             agent.applier.remember(|state| state.failures = 1)?;
         }
-        match agent.applier.recover()? {
+        let journal = Journal::in_dir(&agent.site.paths.state_dir);
+        agent.last = journal.last();
+        agent.journal = Some(journal);
+        agent.note_start()?;
+        agent.is_recovery_due = true;
+        if agent.restraint().is_none() {
+            agent.recover()?;
+        }
+        agent.recall();
+        Ok(agent)
+    }
+
+    /// Counts this start, which an orderly end takes back.
+    fn note_start(&mut self) -> Result<(), FileError> {
+        let mut starts = 0;
+        self.applier.remember(|state| starts = state.note_start(unix_s(), START_LOOP_S))?;
+        let loop_of = (starts >= START_LOOP_STARTS).then_some(starts);
+        self.start = Some(Start { at: clock::now(), loop_of });
+        Ok(())
+    }
+
+    /// Ends what a crash cut short.
+    fn recover(&mut self) -> Result<(), ApplyError> {
+        self.is_recovery_due = false;
+        match self.applier.recover()? {
             Recovery::Clean => {}
             Recovery::NothingDone => {
                 tracing::warn!("A change was cut short before it began; nothing was changed.");
@@ -136,11 +193,10 @@ impl Agent {
                 );
             }
             Recovery::EditedByHand => {
-                tracing::warn!(drop_in = %agent.applier.drop_in().display(), "A change was cut short, and someone edited the drop-in since.");
+                tracing::warn!(drop_in = %self.applier.drop_in().display(), "A change was cut short, and someone edited the drop-in since.");
             }
         }
-        agent.recall();
-        Ok(agent)
+        Ok(())
     }
 
     /// As [`Agent::start`], but changes nothing: for looking only.
@@ -153,9 +209,7 @@ impl Agent {
 
     /// The agent, and what is wrong with its memory.
     fn open(site: Site, policy: Box<dyn Policy>) -> Result<(Self, Option<StateError>), StartError> {
-        let (files, broker) = (Box::new(RealFiles), Box::new(site.broker.clone()));
-        let (applier, damage) = Applier::open(files, broker, site.paths.clone())?;
-        let applier = applier.with_ready_timeout(site.ready_timeout);
+        let (applier, damage) = site.open_applier()?;
         let sampler = Sampler::start(site.sampler_options(), site.broker.finder.clone());
         let sampler = sampler.map_err(StartError::Sampler)?;
         let agent = Self::with_parts(site, sampler, applier, policy);
@@ -187,6 +241,16 @@ impl Agent {
             wanted: None,
             process: None,
             hands_off: None,
+            sample: None,
+            looked_around: clock::now(),
+            journal: None,
+            is_journal_broken: false,
+            last: None,
+            watched: None,
+            reference: None,
+            was_restrained: false,
+            is_recovery_due: false,
+            start: None,
             _lock: None,
         };
         agent.recall();
@@ -209,8 +273,12 @@ impl Agent {
         let mut controller = Controller::new(self.site.rules, written);
         controller.found(written, effective);
         controller.recall(clock::now(), &ages, failures);
+        if let Some(scheduled) = state.scheduled {
+            controller.request(scheduled.settings);
+        }
         if state.good != state.written {
             controller.watch_again(clock::now(), state.good.unwrap_or_default());
+            self.watched = self.last.as_ref().map(|last| last.id);
         }
         self.controller = controller;
     }
@@ -243,5 +311,20 @@ impl Agent {
     #[must_use]
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
+    }
+}
+
+impl Drop for Agent {
+    /// An orderly end: this start is no part of a loop.
+    fn drop(&mut self) {
+        if self.start.is_none_or(|start| start.loop_of.is_some()) || std::thread::panicking() {
+            return;
+        }
+        let forgotten = self.applier.remember(|state| {
+            state.starts_unix_s.pop();
+        });
+        if let Err(error) = forgotten {
+            tracing::debug!(%error, "That the agent ended in good order could not be noted.");
+        }
     }
 }

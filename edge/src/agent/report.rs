@@ -1,6 +1,7 @@
 //! What the agent tells: one documented, versioned object for `status.json`, `--json` and people.
 
 use std::fmt;
+use std::path::Path;
 
 use brokertuner_core::sample::Metrics;
 use brokertuner_core::{Knob, Settings};
@@ -8,6 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{Agent, Tick, Verdict};
 use crate::apply::unix_s;
+use crate::journal::Entry;
+use crate::model::ModelReport;
+use crate::orders;
+use crate::state::Standing;
 
 /// Version of [`Report`]'s shape.
 const REPORT_VERSION: u32 = 1;
@@ -23,6 +28,9 @@ pub struct Report {
     pub agent_pid: u32,
     /// The broker.
     pub broker: BrokerReport,
+    /// The model in use; `null` where the policy is another.
+    #[serde(default)]
+    pub model: Option<ModelReport>,
     /// What came of the last tick.
     pub verdict: VerdictReport,
     /// Every option, in table order.
@@ -31,6 +39,27 @@ pub struct Report {
     pub failures: u8,
     /// Restarts within the last hour.
     pub restarts_in_hour: usize,
+    /// Restarts within the last 24 hours.
+    #[serde(default)]
+    pub restarts_in_day: usize,
+    /// What the operator said last: `tuning`, `paused` or `off`.
+    #[serde(default)]
+    pub standing: Standing,
+    /// Options that were set over HTTP: the policy leaves them alone.
+    #[serde(default)]
+    pub pinned: Vec<String>,
+    /// The decision that was asked for over HTTP and waits for a restart.
+    #[serde(default)]
+    pub scheduled: Option<u64>,
+    /// Decisions that were carried out or tried, ever.
+    #[serde(default)]
+    pub decisions: u64,
+    /// The kill-switch file, where it exists.
+    #[serde(default)]
+    pub kill_switch: Option<String>,
+    /// The last change or attempt, what weighed most, and what came of it.
+    #[serde(default)]
+    pub last: Option<Entry>,
     /// Lines of other files about our options.
     pub elsewhere: Vec<String>,
     /// What was measured.
@@ -53,7 +82,8 @@ pub struct BrokerReport {
 /// A [`Verdict`] in words.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VerdictReport {
-    /// `blind`, `hands_off`, `hold`, `planned`, `changed`, `rolled_back` or `failed`.
+    /// `blind`, `hands_off`, `kill_switch`, `start_loop`, `paused`, `off`, `hold`, `planned`,
+    /// `changed`, `rolled_back` or `failed`.
     pub kind: String,
     /// The reason, or what a change answers.
     pub why: String,
@@ -97,14 +127,32 @@ impl Report {
                 version: agent.sampler.version().map(|version| version.to_string()),
                 link: agent.sampler.link().to_string(),
             },
+            model: agent.policy.model(),
             verdict: VerdictReport::of(&tick.verdict),
             options: Knob::ALL.map(|knob| option(agent, tick.wanted.as_ref(), knob)).to_vec(),
             failures: controller.failures(),
             restarts_in_hour: controller.restarts_in_hour(tick.at),
+            restarts_in_day: controller.restarts_in_day(tick.at),
+            standing: agent.applier.state().standing,
+            pinned: pinned(agent),
+            scheduled: agent.applier.state().scheduled.map(|scheduled| scheduled.id),
+            decisions: agent.applier.state().last_decision,
+            kill_switch: kill_switch(&agent.site.kill_switch),
+            last: agent.last.clone(),
             elsewhere: agent.site.elsewhere.lines.iter().map(ToString::to_string).collect(),
             metrics: tick.metrics,
         }
     }
+}
+
+fn pinned(agent: &Agent) -> Vec<String> {
+    let pinned = agent.applier.state().pinned.unwrap_or_default();
+    pinned.written().iter().map(|knob| knob.to_string()).collect()
+}
+
+/// The kill-switch file as a report tells it.
+fn kill_switch(path: &Path) -> Option<String> {
+    orders::is_killed(path).then(|| path.display().to_string())
 }
 
 fn option(agent: &Agent, wanted: Option<&Settings>, knob: Knob) -> OptionReport {
@@ -127,7 +175,11 @@ impl VerdictReport {
         let (kind, plan, why) = match verdict {
             Verdict::Blind(why) => return plain("blind", why.clone()),
             Verdict::HandsOff(why) => return plain("hands_off", why.clone()),
+            Verdict::Restrained(restraint) => {
+                return plain(restraint.kind(), restraint.to_string());
+            }
             Verdict::Hold(reason) => return plain("hold", reason.to_string()),
+            Verdict::Barred(why) => return plain("hold", why.clone()),
             Verdict::Planned(plan) => ("planned", plan, plan.why.clone()),
             Verdict::Changed(plan, _) if plan.is_roll_back => {
                 ("rolled_back", plan, plan.why.clone())
@@ -148,6 +200,14 @@ impl fmt::Display for Report {
             Some(pid) => writeln!(f, ", process {pid}, {}", broker.link)?,
             None => writeln!(f, ", {}", broker.link)?,
         }
+        if let Some(model) = &self.model {
+            writeln!(f, "model     {model}")?;
+        }
+        if let Some(path) = &self.kill_switch {
+            writeln!(f, "standing  {}, but {path} exists: nothing is changed", self.standing)?;
+        } else {
+            writeln!(f, "standing  {}", self.standing)?;
+        }
         writeln!(f, "decision  {}: {}", self.verdict.kind, self.verdict.why)?;
         for line in &self.verdict.diff {
             writeln!(f, "          {line}")?;
@@ -157,9 +217,20 @@ impl fmt::Display for Report {
         }
         writeln!(
             f,
-            "history   {} restarts in the last hour, {} failures in a row",
-            self.restarts_in_hour, self.failures
+            "history   {} restarts in the last hour, {} in 24 hours, {} failures in a row",
+            self.restarts_in_hour, self.restarts_in_day, self.failures
         )?;
+        if !self.pinned.is_empty() {
+            writeln!(f, "set       {} over HTTP, until `edge resume`", self.pinned.join(", "))?;
+        }
+        if let Some(id) = self.scheduled {
+            writeln!(f, "waiting   decision {id} waits for a restart")?;
+        }
+        if let Some(last) = &self.last {
+            writeln!(f)?;
+            write!(f, "{last}")?;
+            writeln!(f)?;
+        }
         for line in &self.elsewhere {
             writeln!(f, "elsewhere {line}")?;
         }

@@ -1,22 +1,26 @@
 //! One decision, from the sample to the verified change.
 
-use std::fmt;
-
 use brokertuner_core::controller::{Decision, Health, HoldReason, Inputs, Outcome};
 use brokertuner_core::features::View;
-use brokertuner_core::knobs::{Apply, Scale};
+use brokertuner_core::knobs::Apply;
 use brokertuner_core::sample::{Metrics, Sample, Sys};
-use brokertuner_core::{Envelope, Instant, Knob, Setting, Settings};
+use brokertuner_core::trace::Record;
+use brokertuner_core::{Duration, Envelope, Instant, Knob, Setting, Settings};
 
 use super::Agent;
 use crate::apply::{Applied, ApplyError, unix_s};
 use crate::clock;
+use crate::orders::Restraint;
+use crate::plan::Plan;
 use crate::ready;
 use crate::sampler::Link;
 use crate::state::How;
 
 /// Messages in the store that are the agent's own: a probe on its way.
 const OWN_STORED_MAX: u64 = 1;
+
+/// How often the broker's other files are looked at, besides before every change.
+const LOOK_AROUND_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Whether a decision is carried out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,44 +31,6 @@ pub enum Mode {
     Look,
 }
 
-/// A change: what, how and why.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Plan {
-    /// The drop-in before.
-    pub from: Settings,
-    /// The drop-in after.
-    pub to: Settings,
-    /// How it is made effective.
-    pub how: How,
-    /// Why.
-    pub why: String,
-    /// It undoes an earlier change.
-    pub is_roll_back: bool,
-}
-
-impl Plan {
-    /// One line per option that changes, as in `max_inflight_messages 20 -> 1000`.
-    #[must_use]
-    pub fn diff(&self) -> Vec<String> {
-        let shown = |knob: Knob, setting: Setting| match (setting.value(), knob.spec().scale) {
-            (None, _) => "(no line)".to_owned(),
-            (Some(value), Scale::Switch) => (value != 0).to_string(),
-            (Some(value), Scale::Log2) => value.to_string(),
-        };
-        let line = |knob: Knob| {
-            let (from, to) = (self.from.get(knob), self.to.get(knob));
-            format!("{knob} {} -> {}", shown(knob, from), shown(knob, to))
-        };
-        self.from.differing(&self.to).iter().map(line).collect()
-    }
-}
-
-impl fmt::Display for Plan {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} by {} ({})", self.diff().join(", "), self.how, self.why)
-    }
-}
-
 /// What a tick came to.
 #[derive(Debug)]
 pub enum Verdict {
@@ -72,8 +38,13 @@ pub enum Verdict {
     Blind(String),
     /// The drop-in is someone else's.
     HandsOff(String),
+    /// Something keeps the agent from changing anything.
+    Restrained(Restraint),
     /// No change, and why.
     Hold(HoldReason),
+    /// No change for a reason that the controller does not know: the policy does not trust its own
+    /// answer, or there is no option that may be changed.
+    Barred(String),
     /// This would be changed ([`Mode::Look`]).
     Planned(Plan),
     /// This was changed.
@@ -91,6 +62,8 @@ pub struct Tick {
     pub metrics: Metrics,
     /// How the broker does.
     pub health: Health,
+    /// All that it rests on, as a trace keeps it: before the decision.
+    pub record: Record,
     /// What the policy wants; `None` where it was not asked.
     pub wanted: Option<Settings>,
     /// What came of it.
@@ -103,61 +76,122 @@ impl Agent {
     /// Takes some milliseconds, and for a change at most what [`crate::apply::Applier::apply`]
     /// takes.
     pub fn tick(&mut self, mode: Mode) -> Tick {
-        if mode == Mode::Look {
-            self.follow();
+        match mode {
+            Mode::Look => self.follow(),
+            Mode::Act => self.policy.refresh(),
         }
         let sample = self.sampler.sample();
         self.metrics = self.meter.measure(&sample);
+        self.sample = Some(sample);
         self.notice_process(mode);
+        self.look_around();
         let health = self.health();
-        let tick = |agent: &Self, verdict| Tick {
-            at: sample.at,
-            metrics: agent.metrics,
-            health,
-            wanted: agent.wanted,
-            verdict,
-        };
+        let record = self.record(sample, health);
+        let verdict = self.decide(mode, &record, health);
+        Tick { at: sample.at, metrics: self.metrics, health, record, wanted: self.wanted, verdict }
+    }
+
+    fn decide(&mut self, mode: Mode, record: &Record, health: Health) -> Verdict {
+        let sample = &record.sample;
         match self.applier.check_ours() {
             Ok(()) => {}
             Err(error @ (ApplyError::EditedByHand { .. } | ApplyError::Removed { .. })) => {
-                let said = self.take_hands_off(&error);
-                return tick(self, Verdict::HandsOff(said));
+                return Verdict::HandsOff(self.take_hands_off(&error));
             }
             // It may be readable again the next time.
-            Err(error) => return tick(self, Verdict::Blind(error.to_string())),
+            Err(error) => return Verdict::Blind(error.to_string()),
+        }
+        if mode == Mode::Act
+            && let Some(verdict) = self.restrained(sample)
+        {
+            return verdict;
         }
         let missing = self.blindness();
         let was_watching = self.controller.is_watching();
         if let Some(missing) = &missing
             && !was_watching
         {
-            return tick(self, Verdict::Blind(missing.clone()));
+            return Verdict::Blind(missing.clone());
         }
-        let envelope =
-            Envelope { heap_bytes_max: sample.sys.get(Sys::HeapBytesMax), ..self.site.envelope };
+        let envelope = self.envelope(sample);
         // After a change, missing figures are judged as well: they may be its effect.
-        let wanted = match missing {
-            Some(_) => *self.controller.written(),
-            None => self.ask_policy(&envelope),
+        let asked = if missing.is_none() { Some(self.ask_policy(&envelope)) } else { None };
+        let doubt = asked.and(self.policy.doubt());
+        let wanted = match (asked, &doubt) {
+            (Some(wanted), None) => wanted,
+            _ => self.controller.standing(),
         };
         let inputs = Inputs {
             wanted,
             envelope,
             health,
-            state_at_risk: self.is_state_at_risk(&sample, &wanted),
-            quiet_hours: self.site.quiet_hours.iter().any(|hours| hours.contains(unix_s())),
+            state_at_risk: self.is_state_at_risk(sample, &wanted),
+            quiet_hours: record.quiet_hours,
             gain: None,
         };
         let decision = self.controller.step(sample.at, &inputs);
         if mode == Mode::Act && was_watching && !self.controller.is_watching() {
             self.note_good();
+            self.note_verified();
         }
-        let verdict = match self.plan(&decision) {
+        match self.plan(&decision) {
+            Err(HoldReason::Satisfied) => match doubt.or_else(|| self.site.barred()) {
+                Some(why) => Verdict::Barred(why),
+                None => Verdict::Hold(HoldReason::Satisfied),
+            },
             Err(reason) => Verdict::Hold(reason),
             Ok(plan) if mode == Mode::Look => Verdict::Planned(plan),
             Ok(plan) => self.carry_out(plan, &decision, health),
-        };
-        tick(self, verdict)
+        }
+    }
+
+    /// The bounds with what was measured.
+    pub(super) fn envelope(&self, sample: &Sample) -> Envelope {
+        self.site.envelope.measured(sample, &self.meter)
+    }
+
+    /// Where nothing may be changed, the policy is asked all the same, for what it would do. Ends
+    /// what a crash cut short as soon as that is permitted.
+    fn restrained(&mut self, sample: &Sample) -> Option<Verdict> {
+        if let Some(restraint) = self.restraint() {
+            if self.blindness().is_none() {
+                self.ask_policy(&self.envelope(sample));
+            }
+            self.was_restrained = true;
+            return Some(Verdict::Restrained(restraint));
+        }
+        if !std::mem::take(&mut self.was_restrained) && !self.is_recovery_due {
+            return None;
+        }
+        if self.is_recovery_due
+            && let Err(error) = self.recover()
+        {
+            // Each try may cost the clients a restart: a person must look.
+            self.controller.pause();
+            tracing::error!(%error, "A change that was cut short could not be ended.");
+            return Some(Verdict::Blind(error.to_string()));
+        }
+        // What was seen before it may be days old.
+        self.recall();
+        None
+    }
+
+    /// Notices what someone set in another of the broker's files since.
+    fn look_around(&mut self) {
+        let now = clock::now();
+        if now.saturating_duration_since(self.looked_around) < LOOK_AROUND_INTERVAL {
+            return;
+        }
+        self.looked_around = now;
+        let before = self.site.elsewhere.lines.clone();
+        if let Err(error) = self.site.look_again() {
+            // It may be readable again the next time.
+            tracing::debug!(%error, "The broker's other files could not be looked at.");
+            return;
+        }
+        for line in self.site.elsewhere.lines.iter().filter(|line| !before.contains(line)) {
+            tracing::warn!(%line, "An option is set elsewhere; edge lets go of it.");
+        }
     }
 
     /// Takes over what the agent that is at work has done since.
@@ -175,6 +209,7 @@ impl Agent {
         let said = error.to_string();
         if self.hands_off.as_ref() != Some(&said) {
             tracing::warn!(reason = %said, "Hands off.");
+            self.note_hands_off(error);
             self.hands_off = Some(said.clone());
         }
         said
@@ -200,22 +235,21 @@ impl Agent {
         }
     }
 
-    fn health(&self) -> Health {
-        let metrics = &self.metrics;
-        let is_up = self.sampler.link() == Link::Up;
-        let dropped = metrics.publish_dropped_per_s.zip(metrics.publish_sent_per_s);
-        Health {
-            is_serving: is_up || ready::look(self.applier.broker(), None).is_ok(),
-            probe_latency_us: metrics.probe_latency_us_qos1.or(metrics.probe_latency_us_qos0),
-            dropped_share: dropped.map(|(dropped, sent)| match dropped + sent {
-                total if total > 0.0 => dropped / total,
-                _ => 0.0,
-            }),
-            clients: metrics.clients_others,
-            memory_share: metrics
-                .rss_bytes
-                .map(|bytes| bytes / (self.site.targets.rss_limit_mib.max(1) as f32 * 1_048_576.0)),
+    fn record(&self, sample: Sample, health: Health) -> Record {
+        Record {
+            sample,
+            written: *self.controller.written(),
+            effective: *self.controller.effective(),
+            is_serving: health.is_serving,
+            state_at_risk: self.is_state_at_risk(&sample, self.controller.written()),
+            quiet_hours: self.site.quiet_hours.contains(unix_s()),
         }
+    }
+
+    pub(super) fn health(&self) -> Health {
+        let is_up = self.sampler.link() == Link::Up;
+        let is_serving = is_up || ready::look(self.applier.broker(), None).is_ok();
+        Health::of(&self.metrics, &self.site.targets, is_serving)
     }
 
     /// What is missing to decide on, in words; `None` where there is enough.
@@ -234,7 +268,7 @@ impl Agent {
         None
     }
 
-    fn ask_policy(&mut self, envelope: &Envelope) -> Settings {
+    pub(super) fn ask_policy(&mut self, envelope: &Envelope) -> Settings {
         let effective = *self.controller.effective();
         let view = View {
             metrics: &self.metrics,
@@ -242,7 +276,10 @@ impl Agent {
             site: &self.site.envelope.site,
             targets: &self.site.targets,
         };
-        let wanted = self.policy.want(&view, envelope);
+        let mut wanted = self.policy.want(&view, envelope);
+        if let Some(pinned) = &self.applier.state().pinned {
+            wanted = envelope.confine(wanted.with_stated(pinned));
+        }
         self.wanted = Some(wanted);
         wanted
     }
@@ -251,7 +288,7 @@ impl Agent {
     ///
     /// Persistence keeps them where it is on before and after, and where the database is known, so
     /// that the applier can see to a save.
-    fn is_state_at_risk(&self, sample: &Sample, wanted: &Settings) -> bool {
+    pub(super) fn is_state_at_risk(&self, sample: &Sample, wanted: &Settings) -> bool {
         let site = &self.site.envelope.site;
         let is_on = |settings: &Settings| settings.effective(Knob::Persistence, site) != 0;
         let is_kept = is_on(self.controller.effective()) && is_on(wanted);
@@ -269,6 +306,11 @@ impl Agent {
     fn plan(&self, decision: &Decision) -> Result<Plan, HoldReason> {
         let (settings, apply, why) = match *decision {
             Decision::Hold(reason) => return Err(reason),
+            Decision::Change { settings, apply: apply @ Apply::Restart }
+                if self.controller.requested().is_some() =>
+            {
+                (settings, apply, "asked for over HTTP".to_owned())
+            }
             Decision::Change { settings, apply } => (settings, apply, self.load()),
             Decision::RollBack { settings, apply, reason } => (settings, apply, reason.to_string()),
         };
@@ -296,13 +338,15 @@ impl Agent {
         format!("the policy's answer to: {}", shown.collect::<Vec<_>>().join(", "))
     }
 
-    fn carry_out(&mut self, plan: Plan, decision: &Decision, health: Health) -> Verdict {
+    pub(super) fn carry_out(&mut self, plan: Plan, decision: &Decision, health: Health) -> Verdict {
         if !plan.is_roll_back
             && let Some(refusal) = self.overridden_since(&plan)
         {
             return Verdict::Blind(refusal);
         }
-        tracing::info!(what = plan.diff().join(", "), how = %plan.how, why = %plan.why, "Changing the broker's settings.");
+        let account = self.account_of(&plan, health);
+        let inputs: Vec<_> = account.influences.iter().map(ToString::to_string).collect();
+        tracing::info!(id = account.id, what = plan.diff().join(", "), how = %plan.how, why = %plan.why, inputs = inputs.join(", "), "Changing the broker's settings.");
         let to = (plan.to != Settings::UNWRITTEN || self.applier.state().written.is_some())
             .then_some(plan.to);
         let applied = self.applier.apply(to, plan.how, &self.site.envelope.site);
@@ -315,7 +359,8 @@ impl Agent {
             self.note_good();
         }
         self.note_failures();
-        match applied {
+        self.forget_scheduled();
+        let verdict = match applied {
             Ok(applied) => {
                 self.process = Some(applied.ready.process);
                 let took_ms = u64::try_from(applied.took.as_millis()).unwrap_or(u64::MAX);
@@ -330,6 +375,17 @@ impl Agent {
                 }
                 Verdict::Failed(plan, error)
             }
+        };
+        self.conclude(account, &verdict);
+        verdict
+    }
+
+    /// What was asked for is done, or was tried.
+    fn forget_scheduled(&mut self) {
+        if self.controller.requested().is_none()
+            && let Err(error) = self.applier.remember(|state| state.scheduled = None)
+        {
+            tracing::warn!(%error, "That a request is dealt with could not be noted.");
         }
     }
 

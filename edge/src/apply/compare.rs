@@ -9,7 +9,7 @@ use crate::connack::Connack;
 use crate::state::{How, Intent};
 
 /// The drop-in between `from` and `to`: the site's values for reloadable options that are given up.
-pub(super) fn interim(
+pub(crate) fn interim(
     from: Option<Settings>,
     to: Option<Settings>,
     site: &SiteValues,
@@ -55,7 +55,7 @@ pub(super) fn read_back(intent: &Intent, connack: &Connack) -> Result<(), ApplyE
         if let Some(wanted) = to.get(knob).value()
             && wanted != found
         {
-            let restored = Restored::NotYet;
+            let restored = Restored::NotTold;
             return Err(ApplyError::NotEffective { knob, wanted, found, restored });
         }
     }

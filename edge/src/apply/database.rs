@@ -6,7 +6,7 @@ use brokertuner_core::settings::SiteValues;
 use brokertuner_core::{Knob, Settings};
 
 use super::{Applier, ApplyError, unix_s};
-use crate::fs;
+use crate::fs::{self, FileError, Files};
 use crate::pid::ProcessId;
 
 impl Applier {
@@ -36,14 +36,20 @@ impl Applier {
 
     /// Keeps a database that the broker is not to read, under another name.
     fn move_aside(&self, database: &Path) -> Result<(), ApplyError> {
-        if !self.files.exists(database).map_err(fs::at("look at", database))? {
-            return Ok(());
-        }
-        let mut kept = database.as_os_str().to_os_string();
-        kept.push(format!(".before-brokertuner-{}", unix_s()));
-        let kept = PathBuf::from(kept);
-        self.files.rename(database, &kept).map_err(fs::at("move aside", database))?;
-        tracing::warn!(kept = %kept.display(), "Persistence is switched on: the database of before was moved aside.");
+        set_aside(&*self.files, database)?;
         Ok(())
     }
+}
+
+/// Renames the database, where there is one, with the time in its new name.
+pub(crate) fn set_aside(files: &dyn Files, database: &Path) -> Result<(), FileError> {
+    if !files.exists(database).map_err(fs::at("look at", database))? {
+        return Ok(());
+    }
+    let mut kept = database.as_os_str().to_os_string();
+    kept.push(format!(".before-brokertuner-{}", unix_s()));
+    let kept = PathBuf::from(kept);
+    files.rename(database, &kept).map_err(fs::at("move aside", database))?;
+    tracing::warn!(kept = %kept.display(), "Persistence is switched on: the database of before was moved aside.");
+    Ok(())
 }

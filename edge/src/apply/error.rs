@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use brokertuner_core::Knob;
+use brokertuner_core::render::ParseError;
 
 use crate::control::ControlError;
 use crate::fs::FileError;
@@ -14,8 +15,10 @@ use crate::state::How;
 /// What became of the settings of before.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Restored {
-    /// It was not tried yet.
-    NotYet,
+    /// Nothing was changed.
+    Kept,
+    /// Not known here: who undoes the change says it.
+    NotTold,
     /// They are in force again.
     Yes,
     /// They are not, and why.
@@ -25,11 +28,12 @@ pub enum Restored {
 impl fmt::Display for Restored {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotYet => f.write_str("the previous settings are not yet back"),
-            Self::Yes => f.write_str("the previous settings are back"),
+            Self::Kept => f.write_str("; nothing was changed"),
+            Self::NotTold => Ok(()),
+            Self::Yes => f.write_str("; the previous settings are back"),
             Self::No(reason) => write!(
                 f,
-                "putting the previous settings back failed as well ({reason}); start the broker by hand, then edge"
+                "; putting the previous settings back failed as well ({reason}); start the broker by hand, then edge"
             ),
         }
     }
@@ -39,16 +43,24 @@ impl fmt::Display for Restored {
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
     /// Someone else changed our file.
-    #[error("{}: edited by hand since edge wrote it, so edge leaves it alone; to have it tuned again, stop edge, delete this file and edge.state in the state directory, reload the broker, start edge", path.display())]
+    #[error("{}: edited by hand since edge wrote it, so edge leaves it alone, until `edge resume`", path.display())]
     EditedByHand {
         /// The drop-in.
         path: PathBuf,
     },
     /// Someone removed our file.
-    #[error("{}: removed by hand since edge wrote it, so edge leaves it alone; to have it tuned again, stop edge, delete edge.state in the state directory, start edge", path.display())]
+    #[error("{}: removed by hand since edge wrote it, so edge leaves it alone, until `edge resume`", path.display())]
     Removed {
         /// The drop-in.
         path: PathBuf,
+    },
+    /// Someone put more into our file than we could write.
+    #[error("{}: {error}: edge would overwrite it; move what is not BrokerTuner's to a file of its own beside it, then `edge resume` again", path.display())]
+    Foreign {
+        /// The drop-in.
+        path: PathBuf,
+        /// The first line that is not ours.
+        error: ParseError,
     },
     /// A file could not be written; the broker was not asked for anything.
     #[error("{0}; nothing was changed")]
@@ -64,7 +76,7 @@ pub enum ApplyError {
         again: String,
     },
     /// The broker took the change over, but the drop-in could not be completed.
-    #[error("{error}; {restored}")]
+    #[error("{error}{restored}")]
     Unfinished {
         /// What went wrong.
         error: FileError,
@@ -80,7 +92,7 @@ pub enum ApplyError {
     )]
     NoDatabase,
     /// The broker could not be reloaded or restarted.
-    #[error("{source}; {restored}")]
+    #[error("{source}{restored}")]
     Control {
         /// Why.
         source: ControlError,
@@ -88,7 +100,7 @@ pub enum ApplyError {
         restored: Restored,
     },
     /// The broker did not become ready.
-    #[error("the broker was not ready within {timeout_s} s after a {how}: {missing}; {restored}")]
+    #[error("the broker was not ready within {timeout_s} s after a {how}: {missing}{restored}")]
     NotReady {
         /// What was asked of it.
         how: How,
@@ -101,7 +113,7 @@ pub enum ApplyError {
     },
     /// The broker runs, but with another value.
     #[error(
-        "{knob} is {found} in the broker that was just restarted, not {wanted} as written: another file of its configuration overrides the drop-in; {restored}"
+        "{knob} is {found} in the broker that was just restarted, not {wanted} as written: another file of its configuration overrides the drop-in{restored}"
     )]
     NotEffective {
         /// The option.
@@ -117,7 +129,7 @@ pub enum ApplyError {
 
 impl From<ControlError> for ApplyError {
     fn from(source: ControlError) -> Self {
-        Self::Control { source, restored: Restored::NotYet }
+        Self::Control { source, restored: Restored::NotTold }
     }
 }
 
@@ -129,7 +141,9 @@ impl ApplyError {
             Self::Control { restored, .. }
             | Self::Unfinished { restored, .. }
             | Self::NotReady { restored, .. }
-            | Self::NotEffective { restored, .. } => *restored == Restored::Yes,
+            | Self::NotEffective { restored, .. } => {
+                matches!(restored, Restored::Yes | Restored::Kept)
+            }
             Self::Stuck { .. } => false,
             _ => true,
         }

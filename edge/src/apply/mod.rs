@@ -5,6 +5,7 @@
 //! fails after the rename puts the previous drop-in back and asks the broker again. `recover` ends
 //! what a crash cut short.
 
+mod adopt;
 mod compare;
 mod database;
 mod error;
@@ -19,7 +20,9 @@ use brokertuner_core::settings::SiteValues;
 use brokertuner_core::{Settings, render};
 use sha2::{Digest as _, Sha256};
 
-use compare::{interim, read_back, shown};
+pub(crate) use compare::interim;
+use compare::{read_back, shown};
+pub(crate) use database::set_aside;
 pub use error::{ApplyError, Restored};
 pub use recover::Recovery;
 
@@ -143,6 +146,19 @@ impl Applier {
         self.store.save(&*self.files, &self.state)
     }
 
+    /// The next decision's number. Stored with whatever is stored next: a change does that before
+    /// it begins.
+    pub fn number_decision(&mut self) -> u64 {
+        self.state.last_decision += 1;
+        self.state.last_decision
+    }
+
+    /// The directory of the agent's own records.
+    #[must_use]
+    pub fn state_dir(&self) -> &Path {
+        &self.paths.state_dir
+    }
+
     /// Reads the memory again, for one who only looks on; answers whether it has changed.
     ///
     /// # Errors
@@ -205,7 +221,9 @@ impl Applier {
         let from = self.written()?;
         let running = self.broker.process();
         if how == How::Restart {
-            self.guard_database(from, wanted, running.as_ref().ok().copied(), site)?;
+            let running = running.as_ref().ok().copied();
+            self.guard_database(from, wanted, running, site)
+                .map_err(|error| error.with_restored(Restored::Kept))?;
         }
         // A broker that is down can be restarted, though not reloaded.
         let last = self.state.effective.map(|effective| effective.process);
@@ -235,7 +253,11 @@ impl Applier {
     /// # Errors
     /// [`FileError`] where it can't be stored.
     pub fn mark_good(&mut self) -> Result<(), FileError> {
-        self.remember(|state| state.good = state.written)
+        self.remember(|state| {
+            if state.good != state.written {
+                (state.good_before, state.good) = (state.good, state.written);
+            }
+        })
     }
 
     /// Notes what the running broker shows: a restart by others makes effective what is written,
@@ -336,7 +358,7 @@ impl Applier {
                 return ApplyError::Stuck { error, again };
             }
             Failure::AfterBroker(error) => {
-                ApplyError::Unfinished { error, restored: Restored::NotYet }
+                ApplyError::Unfinished { error, restored: Restored::NotTold }
             }
             Failure::Broker(error) => error,
         };
@@ -344,6 +366,9 @@ impl Applier {
             Ok(ready) => {
                 tracing::warn!(pid = ready.process.pid, %error, "The previous settings are back.");
                 Restored::Yes
+            }
+            Err(again) if again.to_string() == error.to_string() => {
+                Restored::No("for the same reason".into())
             }
             Err(again) => Restored::No(again.to_string()),
         };
@@ -405,7 +430,7 @@ impl Applier {
     }
 
     fn late(&self, how: How, missing: Missing) -> ApplyError {
-        let (timeout_s, restored) = (self.ready_timeout.as_secs(), Restored::NotYet);
+        let (timeout_s, restored) = (self.ready_timeout.as_secs(), Restored::NotTold);
         ApplyError::NotReady { how, timeout_s, missing, restored }
     }
 
@@ -463,7 +488,8 @@ fn sha256(bytes: &[u8]) -> Digest {
 }
 
 /// Wall-clock seconds; 0 on a clock before 1970.
-pub(crate) fn unix_s() -> u64 {
+#[must_use]
+pub fn unix_s() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 

@@ -195,6 +195,38 @@ fn persistence_is_not_switched_on_over_an_unknown_database() {
     assert!(world.files.values().any(|bytes| bytes == b"stale"), "but it is kept");
 }
 
+/// Nothing was begun: that is said, and no person is called to look at file and broker.
+#[test]
+fn a_save_that_fails_before_a_restart_leaves_all_as_it_was() {
+    let shared = Shared::new(Fault::NotSaved);
+    let mut applier = shared.applier();
+    applier.paths.database = Some("/var/lib/mosquitto/mosquitto.db".into());
+    let mut site = SiteValues::default();
+    site.0[Knob::Persistence as usize] = 1;
+    let error = applier.apply(Some(wide()), How::Restart, &site).unwrap_err();
+    let said = error.to_string();
+    assert!(said.contains("did not write") && said.ends_with("; nothing was changed"), "{said}");
+    assert!(error.is_restored());
+    assert_eq!((shared.drop_in(), shared.world().restarts), (None, 0));
+}
+
+/// Whatever fails, and fails again while it is undone, is said once.
+#[test]
+fn no_message_says_the_same_twice() {
+    for (name, fault, how) in CHANGES {
+        let (from, to) = before_and_after(how)[1];
+        let shared = Shared::new(Fault::None);
+        apply(&shared, from, How::Restart).unwrap();
+        shared.world().fault = fault;
+        let Err(error) = apply(&shared, to, how) else { continue };
+        let said = error.to_string();
+        assert!(!said.contains("not yet back"), "{name}: {said}");
+        let parts: Vec<_> = said.split("; ").collect();
+        let twice = parts.iter().filter(|part| said.matches(*part).count() > 1);
+        assert_eq!(twice.count(), 0, "{name}: {said}");
+    }
+}
+
 /// Changes from `before` to `after`, with a fault of the broker.
 const CHANGES: [(&str, Fault, How); 7] = [
     ("restart", Fault::None, How::Restart),

@@ -33,6 +33,8 @@ pub(super) enum Fault {
     RestartIgnored,
     /// The reload command fails.
     ReloadFails,
+    /// The state is not saved.
+    NotSaved,
 }
 
 #[derive(Debug)]
@@ -230,8 +232,11 @@ impl Broker for Shared {
         Ok(())
     }
 
-    fn save(&self, _process: ProcessId, _database: &Path) -> Result<(), ControlError> {
-        Ok(())
+    fn save(&self, _process: ProcessId, database: &Path) -> Result<(), ControlError> {
+        match self.world().fault {
+            Fault::NotSaved => Err(ControlError::NotSaved { path: database.into(), timeout_s: 1 }),
+            _ => Ok(()),
+        }
     }
 
     fn answer(&self) -> Result<Connack, ConnackError> {

@@ -4,15 +4,18 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use brokertuner_edge::config::{Config, ConfigError};
+use brokertuner_edge::site::{Environment, Site};
 use serde_json::json;
 
 use super::print;
 
 pub(super) fn check(file: &Path, as_json: bool) -> anyhow::Result<ExitCode> {
     let found = Config::load(file);
+    let notes = found.as_ref().map(notes).unwrap_or_default();
     if !as_json {
         found?;
-        print(&format!("{}: valid\n", file.display()))?;
+        let notes: String = notes.iter().map(|note| format!("note: {note}\n")).collect();
+        print(&format!("{}: valid\n{notes}", file.display()))?;
         return Ok(ExitCode::SUCCESS);
     }
     let faults = match &found {
@@ -28,7 +31,19 @@ pub(super) fn check(file: &Path, as_json: bool) -> anyhow::Result<ExitCode> {
         "file": file.display().to_string(),
         "valid": found.is_ok(),
         "faults": faults,
+        "notes": notes,
     });
     print(&format!("{result}\n"))?;
     Ok(if found.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(2) })
+}
+
+/// What a valid configuration says that does not fit the broker's own, where that lies here too.
+fn notes(config: &Config) -> Vec<String> {
+    if !config.broker.main_conf.exists() {
+        return Vec::new();
+    }
+    match Site::look(config, &Environment::of_process()) {
+        Ok(site) => site.other_broker().map(|flaw| flaw.to_string()).into_iter().collect(),
+        Err(error) => vec![error.to_string()],
+    }
 }

@@ -8,7 +8,7 @@ use anyhow::{anyhow, bail};
 use brokertuner_core::Duration;
 use brokertuner_core::controller::HoldReason;
 use brokertuner_core::knobs::Apply;
-use brokertuner_edge::agent::{Agent, Mode, Report, Tick, Verdict, drive};
+use brokertuner_edge::agent::{Agent, Call, Mode, Report, StatusFile, Tick, Verdict, drive};
 use brokertuner_edge::config::Config;
 use brokertuner_edge::sampler::{Link, SysStatus};
 
@@ -55,6 +55,7 @@ fn decide(config: &Config, mode: Mode) -> anyhow::Result<Report> {
         mode,
         interval,
         std::future::pending::<()>(),
+        &mut Call::queue().1,
         |agent, tick| match end_of(agent, tick, started, &mut change) {
             Some(end) => {
                 outcome = Some(end);
@@ -63,7 +64,13 @@ fn decide(config: &Config, mode: Mode) -> anyhow::Result<Report> {
             None => ControlFlow::Continue(()),
         },
     ));
-    outcome.unwrap_or_else(|| bail!("the decision was interrupted"))
+    let report = outcome.unwrap_or_else(|| bail!("the decision was interrupted"))?;
+    if mode == Mode::Act
+        && let Err(error) = StatusFile::in_dir(&agent.site().paths.state_dir).write(&report)
+    {
+        tracing::warn!(%error, "status.json was not written.");
+    }
+    Ok(report)
 }
 
 /// What ends the decision, if this tick does.
@@ -78,14 +85,14 @@ fn end_of(
         Verdict::HandsOff(reason) => Some(Err(anyhow!("{reason}"))),
         Verdict::Blind(reason) if is_hopeless(agent, started) => Some(Err(anyhow!("{reason}"))),
         Verdict::Blind(_) => None,
-        Verdict::Planned(_) | Verdict::Failed(..) => Some(Ok(report())),
+        Verdict::Planned(_) | Verdict::Failed(..) | Verdict::Restrained(_) => Some(Ok(report())),
         Verdict::Changed(plan, _) if plan.is_roll_back => Some(Ok(report())),
         Verdict::Changed(..) => {
             *change = Some(report());
             None
         }
         Verdict::Hold(HoldReason::Verifying) => None,
-        Verdict::Hold(_) => match agent.controller().watched() {
+        Verdict::Hold(_) | Verdict::Barred(_) => match agent.controller().watched() {
             // A reload is judged beside whatever else holds.
             Some(Apply::Reload) if change.is_some() => None,
             // Undoing it has to wait, for state that would be lost or for quiet hours.

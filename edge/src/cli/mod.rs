@@ -2,8 +2,15 @@
 
 mod config;
 mod decide;
+mod doctor;
+mod explain;
+mod helper;
+mod orders;
+mod record;
+mod rights;
 mod run;
 mod status;
+mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -17,9 +24,12 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use brokertuner_edge::config::Config;
-use brokertuner_edge::policy::ModelPolicy;
+use brokertuner_edge::model::{LivePolicy, ModelSource};
+use brokertuner_edge::orders::Order;
 use brokertuner_edge::site::{Environment, Site};
 
+/// Where the configuration lies unless another file is named.
+const CONFIG_DEFAULT: &str = "/etc/brokertuner/edge.toml";
 /// The command ran, and the answer is no.
 const NO: u8 = 1;
 
@@ -36,7 +46,7 @@ struct Arguments {
     #[arg(long, global = true)]
     json: bool,
     /// The configuration file.
-    #[arg(long, global = true, value_name = "FILE", default_value = "/etc/brokertuner/edge.toml")]
+    #[arg(long, global = true, value_name = "FILE", default_value = CONFIG_DEFAULT)]
     config: PathBuf,
 }
 
@@ -55,14 +65,75 @@ enum Verb {
     },
     /// Tells what it would do and why; changes nothing.
     Advise,
+    /// Records what the agent sees into a trace, for `host inspect` and `host replay`; changes
+    /// nothing, needs no model.
+    ///
+    /// Ends by --duration-s, --bytes-max, SIGTERM or SIGINT. Exit status 1 where nothing was
+    /// recorded.
+    Record {
+        /// The trace to write; an existing file is not overwritten.
+        file: PathBuf,
+        #[command(flatten)]
+        limits: record::Limits,
+    },
     /// Shows what the running agent last decided, and every option's values.
     ///
     /// Exit status 1 where no agent is running.
     Status,
+    /// Tells what a decision was, why it was made, what came of it, and how to undo it by hand.
+    ///
+    /// Without ID: a line for each decision that is still known. Exit status 1 where there is none.
+    Explain {
+        /// The number of the decision, as the log, `status` and the orders show it.
+        id: Option<u64>,
+    },
+    /// Stops changing things until `edge resume`; the broker keeps its settings.
+    ///
+    /// This and the other orders are carried out by the running agent, else on the spot; they
+    /// outlast a restart of agent and machine. Exit status 1 where an order was not carried out.
+    Pause,
+    /// Tunes again: after `pause`, `rollback`, `off`, too many failures, or a change of the drop-in
+    /// by hand, whose values are taken over.
+    Resume,
+    /// Goes back to the settings that were good before the present ones, and pauses.
+    Rollback {
+        /// Also where the restart that it takes would lose sessions or messages.
+        #[arg(long)]
+        allow_state_loss: bool,
+    },
+    /// Stops changing things for good, until `edge resume`.
+    Off {
+        /// Also remove what was written, so that the site's own values hold again.
+        #[arg(long)]
+        restore: bool,
+        /// Restart for that also where it would lose sessions or messages.
+        #[arg(long, requires = "restore")]
+        allow_state_loss: bool,
+    },
+    /// Examines this machine: files and rights, the broker and its version, $SYS, process, limits.
+    ///
+    /// Changes nothing. Each line that is not good has its remedy. Exit status 1 where something
+    /// is wrong.
+    Doctor,
+    /// Does what needs rights for an agent without them: a few fixed requests over a socket.
+    ///
+    /// Started by brokertuner-helper.socket for one request on stdin; elsewhere with --listen.
+    Helper {
+        /// Listen here and serve until the end of time.
+        #[arg(long, value_name = "SOCKET")]
+        listen: Option<PathBuf>,
+    },
+    /// Verifies a model file as the agent would: format, tables, signature, counter.
+    ///
+    /// Without a configuration file the default one counts. Exit status 1 where it is refused.
+    VerifyModel {
+        /// The model file.
+        file: PathBuf,
+    },
     /// Checks a configuration file and reports every fault; touches nothing.
     CheckConfig {
-        /// The file to check.
-        file: PathBuf,
+        /// The file to check; without it, that of --config.
+        file: Option<PathBuf>,
     },
     /// Prints the default configuration, with a comment for every option.
     DefaultConfig,
@@ -73,11 +144,30 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
     let arguments = Arguments::parse();
     let json = arguments.json;
     match arguments.verb {
-        Verb::Run => run::run(&load(&arguments.config)?, json),
-        Verb::Once { dry_run } => decide::once(&load(&arguments.config)?, dry_run, json),
+        Verb::Run => run::run(&load_as_agent(&arguments.config)?, json),
+        Verb::Once { dry_run } => decide::once(&load_as_agent(&arguments.config)?, dry_run, json),
         Verb::Advise => decide::advise(&load(&arguments.config)?, json),
+        Verb::Record { file, limits } => {
+            record::record(&load(&arguments.config)?, &file, limits, json)
+        }
         Verb::Status => status::status(&load(&arguments.config)?, json),
-        Verb::CheckConfig { file } => config::check(&file, json),
+        Verb::Explain { id } => explain::explain(&load(&arguments.config)?, id, json),
+        Verb::Pause => orders::give(&load_as_agent(&arguments.config)?, &Order::Pause, json),
+        Verb::Resume => orders::give(&load_as_agent(&arguments.config)?, &Order::Resume, json),
+        Verb::Rollback { allow_state_loss } => {
+            let order = Order::Rollback { allow_state_loss };
+            orders::give(&load_as_agent(&arguments.config)?, &order, json)
+        }
+        Verb::Off { restore, allow_state_loss } => {
+            let order = Order::Off { restore, allow_state_loss };
+            orders::give(&load_as_agent(&arguments.config)?, &order, json)
+        }
+        Verb::Doctor => doctor::examine(&arguments.config, json),
+        Verb::Helper { listen } => helper::helper(&load(&arguments.config)?, listen.as_deref()),
+        Verb::VerifyModel { file } => verify::verify(&file, &arguments.config, json),
+        Verb::CheckConfig { file } => {
+            config::check(file.as_ref().unwrap_or(&arguments.config), json)
+        }
         Verb::DefaultConfig => {
             print(&Config::default_file())?;
             Ok(ExitCode::SUCCESS)
@@ -100,10 +190,20 @@ fn load(path: &std::path::Path) -> anyhow::Result<Config> {
     Ok(config)
 }
 
+/// The same for a command that writes into the state directory.
+fn load_as_agent(path: &std::path::Path) -> anyhow::Result<Config> {
+    let config = load(path)?;
+    rights::drop_to_agent(&config)?;
+    Ok(config)
+}
+
 /// The machine as the configuration says, and the policy of its model.
-fn prepare(config: &Config) -> anyhow::Result<(Site, ModelPolicy)> {
+fn prepare(config: &Config) -> anyhow::Result<(Site, LivePolicy)> {
     let site = Site::look(config, &Environment::of_process())?;
-    let policy = ModelPolicy::load(&site.model, site.schema)?;
+    let policy = ModelSource::of(config)?.open()?;
+    for warning in site.warnings() {
+        tracing::warn!("{warning}");
+    }
     for line in &site.elsewhere.lines {
         tracing::info!(%line, "An option is set elsewhere.");
     }

@@ -2,16 +2,23 @@
 
 use std::ops::ControlFlow;
 use std::process::ExitCode;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use anyhow::Context;
-use brokertuner_edge::agent::{Agent, Mode, Report, StatusFile, Tick, Verdict, drive};
+use brokertuner_edge::agent::{Agent, Call, Mode, Report, StatusFile, Tick, Verdict, drive};
 use brokertuner_edge::config::Config;
+use brokertuner_edge::error::told;
+use brokertuner_edge::notify;
+use brokertuner_edge::service::{Board, HttpOptions, Listen, Service, Token};
+use brokertuner_edge::site::Environment;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{event_loop, prepare, print};
 
 pub(super) fn run(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
     let (site, policy) = prepare(config)?;
+    let reload = policy.reload_flag();
     let interval = site.interval;
     let mut status = StatusFile::in_dir(&site.paths.state_dir);
     let address = site.broker.address;
@@ -19,13 +26,26 @@ pub(super) fn run(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
         // Before the first change: from here on a signal ends the agent between two changes.
         let mut term = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
         let mut int = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+        let mut hup = signal(SignalKind::hangup()).context("cannot wait for SIGHUP")?;
+        tokio::spawn(async move {
+            while hup.recv().await.is_some() {
+                reload.store(true, Ordering::Relaxed);
+            }
+        });
         let stop = async {
             tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
         };
         let mut agent = Agent::start(site, Box::new(policy))?;
+        let (call, mut calls) = Call::queue();
+        let board = Board::default();
+        let http = http_options(config)?.map(|options| (options, board.clone()));
+        let is_http = http.is_some();
+        let _service = Service::start(&config.agent.state_dir, http, call)?;
+        notify::ready();
+        tokio::spawn(notify::feed_watchdog());
         tracing::info!(%address, drop_in = %agent.applier().drop_in().display(), "Started.");
         let mut teller = Teller::default();
-        drive(&mut agent, Mode::Act, interval, stop, |agent, tick| {
+        drive(&mut agent, Mode::Act, interval, stop, &mut calls, |agent, tick| {
             let report = Report::of(agent, tick);
             teller.log(tick);
             if let Err(error) = status.write(&report) {
@@ -34,15 +54,37 @@ pub(super) fn run(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
             if json && let Ok(line) = serde_json::to_string(&report) {
                 // No reason to stop tuning.
                 if let Err(error) = print(&format!("{line}\n")) {
-                    teller.log_once(&format!("{error:#}"));
+                    teller.log_once(&told(error.as_ref()));
                 }
+            }
+            if is_http {
+                board.put(report);
             }
             ControlFlow::Continue(())
         })
         .await;
+        notify::stopping();
         tracing::info!("Stopped; the broker keeps its settings.");
         Ok(ExitCode::SUCCESS)
     })
+}
+
+/// How HTTP is served, where it is.
+fn http_options(config: &Config) -> anyhow::Result<Option<HttpOptions>> {
+    let Some(listen) = Listen::parse(&config.http.listen) else { return Ok(None) };
+    let token = match config.http.token_file.as_path() {
+        file if file.as_os_str().is_empty() => None,
+        file => {
+            let file = Environment::of_process().file("http.token_file", file.into())?;
+            Some(Token::read(&file).context("http.token_file")?)
+        }
+    };
+    let control = &config.control;
+    // Three ticks, and the longest that a change and its undoing may take.
+    let change_s = 5 * control.ready_timeout_s + 2 * control.command_timeout_s;
+    let tick_max = Duration::from_millis(3 * u64::from(config.decide.interval_ms))
+        + Duration::from_secs(change_s.into());
+    Ok(Some(HttpOptions { listen, token, tick_max }))
 }
 
 /// Logs what is new, and what is not new at debug level.
@@ -56,7 +98,8 @@ impl Teller {
     fn log(&mut self, tick: &Tick) {
         let said = match &tick.verdict {
             Verdict::Hold(reason) => reason.to_string(),
-            Verdict::Blind(reason) => reason.clone(),
+            Verdict::Blind(reason) | Verdict::Barred(reason) => reason.clone(),
+            Verdict::Restrained(restraint) => restraint.to_string(),
             // Logged where they happen.
             Verdict::HandsOff(_) | Verdict::Planned(_) => return,
             Verdict::Changed(..) | Verdict::Failed(..) => {
@@ -70,8 +113,10 @@ impl Teller {
         }
         match tick.verdict {
             Verdict::Blind(_) => tracing::warn!(reason = %said, "Cannot decide."),
+            Verdict::Barred(_) => tracing::warn!(reason = %said, "Holding."),
             _ => tracing::info!(reason = %said, "Holding."),
         }
+        notify::status(&said);
         self.last = Some(said);
     }
 

@@ -9,52 +9,16 @@ use super::read::Reader;
 use super::{Config, KnobRules};
 use crate::control::MethodName;
 use crate::pid::PidSource;
+use crate::quiet::Window;
+use crate::service::Listen;
 
 const LOG_LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
-const MINUTES_PER_DAY: u16 = 24 * 60;
-
-/// A time of day without restarts, in minutes after midnight UTC; may pass midnight.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct QuietHours {
-    from_min: u16,
-    to_min: u16,
-}
-
-impl QuietHours {
-    /// Reads `HH:MM-HH:MM`.
-    #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
-        let (from, to) = text.split_once('-')?;
-        let (from_min, to_min) = (minutes(from)?, minutes(to)?);
-        (from_min != to_min).then_some(Self { from_min, to_min })
-    }
-
-    /// Whether a Unix second lies inside.
-    #[must_use]
-    pub fn contains(&self, unix_s: u64) -> bool {
-        let now = u16::try_from(unix_s / 60 % u64::from(MINUTES_PER_DAY)).unwrap_or(0);
-        if self.from_min < self.to_min {
-            (self.from_min..self.to_min).contains(&now)
-        } else {
-            now >= self.from_min || now < self.to_min
-        }
-    }
-}
-
-fn minutes(text: &str) -> Option<u16> {
-    let (hours, minutes) = text.trim().split_once(':')?;
-    let two_digits = |text: &str| -> Option<u16> {
-        let plain = text.len() == 2 && text.bytes().all(|byte| byte.is_ascii_digit());
-        if plain { text.parse().ok() } else { None }
-    };
-    let (hours, minutes) = (two_digits(hours)?, two_digits(minutes)?);
-    (hours < 24 && minutes < 60).then_some(hours * 60 + minutes)
-}
 
 pub(super) fn check(config: &Config, reader: &mut Reader<'_>) {
     check_ranges(config, reader);
     check_broker(config, reader);
     check_methods(config, reader);
+    check_http(config, reader);
     for (&key, rules) in &config.knobs {
         if let Some(knob) = Knob::from_key(key) {
             check_knob(knob, rules, reader);
@@ -82,10 +46,11 @@ fn check_ranges(config: &Config, reader: &mut Reader<'_>) {
     range("decide.verify_window_s", decide.verify_window_s, 1..=86_400);
     range("decide.restarts_per_hour_max", decide.restarts_per_hour_max.into(), 0..=32);
     range("decide.back_off_s", decide.back_off_s, 1..=86_400);
-    for text in &decide.quiet_hours_utc {
-        if QuietHours::parse(text).is_none() {
+    range("decide.restarts_per_day_max", decide.restarts_per_day_max.into(), 0..=64);
+    for text in &decide.quiet_hours {
+        if Window::parse(text).is_none() {
             let what = format!("`{text}` is no time of day; write it as in \"22:00-06:00\"");
-            reader.wrong("decide.quiet_hours_utc", what);
+            reader.wrong("decide.quiet_hours", what);
         }
     }
     if !LOG_LEVELS.contains(&config.agent.log_level.as_str()) {
@@ -112,6 +77,18 @@ fn check_broker(config: &Config, reader: &mut Reader<'_>) {
     if broker.password_file != no_path && broker.user_file == no_path {
         reader.wrong("broker.password_file", "needs broker.user_file beside it".into());
     }
+    for (key, file, beside, other) in [
+        ("broker.cert_file", &broker.cert_file, "broker.ca_file", &broker.ca_file),
+        ("broker.cert_file", &broker.cert_file, "broker.key_file", &broker.key_file),
+        ("broker.key_file", &broker.key_file, "broker.cert_file", &broker.cert_file),
+    ] {
+        if *file != no_path && *other == no_path {
+            reader.wrong(key, format!("needs {beside} beside it"));
+        }
+    }
+    if !broker.tls_name.is_empty() && broker.ca_file == no_path {
+        reader.wrong("broker.tls_name", "needs broker.ca_file beside it".into());
+    }
     if broker.drop_in != no_path {
         let name = broker.drop_in.file_name().map(std::ffi::OsStr::as_encoded_bytes);
         if !name.is_some_and(|name| name.len() > 5 && name.ends_with(b".conf")) {
@@ -121,8 +98,35 @@ fn check_broker(config: &Config, reader: &mut Reader<'_>) {
             reader.wrong("broker.drop_in", "must be an absolute path".into());
         }
     }
+    let kill_switch = &config.agent.kill_switch_file;
+    if *kill_switch != no_path && !kill_switch.is_absolute() {
+        reader.wrong("agent.kill_switch_file", "must be an absolute path".into());
+    }
     if !config.agent.state_dir.is_absolute() {
         reader.wrong("agent.state_dir", "must be an absolute path".into());
+    }
+}
+
+fn check_http(config: &Config, reader: &mut Reader<'_>) {
+    let http = &config.http;
+    if http.listen.is_empty() {
+        return;
+    }
+    let is_remote = match Listen::parse(&http.listen) {
+        Some(listen) => !listen.is_local(),
+        None => {
+            let what =
+                "must be as in \"unix:/var/lib/brokertuner/http.sock\" or \"127.0.0.1:9188\"";
+            return reader.wrong("http.listen", what.into());
+        }
+    };
+    let has_token = !http.token_file.as_os_str().is_empty();
+    if is_remote && !(http.allow_remote && has_token) {
+        let what = format!(
+            "{} can be reached from elsewhere; listen on a Unix socket or loopback, or set allow_remote = true and token_file",
+            http.listen
+        );
+        reader.wrong("http.listen", what);
     }
 }
 

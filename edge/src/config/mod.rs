@@ -16,9 +16,9 @@ use serde::{Deserialize, Serialize};
 use crate::control::MethodName;
 use crate::fs::{self, FileError, Files, RealFiles};
 use crate::pid::PidSource;
+use crate::quiet::MACHINES_ZONE;
 use section::{Section, sections};
 
-pub use check::QuietHours;
 pub(crate) use check::bounds;
 
 sections! {
@@ -26,8 +26,18 @@ sections! {
     Broker {
         /// Where the broker listens. Loopback: the agent sits beside it.
         host: String = "127.0.0.1".into(),
-        /// The broker's plain (not TLS) port.
+        /// The broker's port; its TLS one where ca_file is set.
         port: u16 = 1883,
+        /// Certificates (PEM) that the broker's own must be signed by: connect by TLS, and verify it.
+        /// Empty: connect plainly.
+        ca_file: PathBuf = PathBuf::new(),
+        /// The agent's certificate and key (PEM), where the broker demands one.
+        cert_file: PathBuf = PathBuf::new(),
+        /// Readable by the agent only. This file and those of user and password may also be systemd
+        /// credentials: "credential:NAME" is the file NAME in $CREDENTIALS_DIRECTORY.
+        key_file: PathBuf = PathBuf::new(),
+        /// The name in the broker's certificate; empty: host.
+        tls_name: String = String::new(),
         /// MQTT client identifier; two agents on one broker need two.
         client_id: String = "brokertuner-edge".into(),
         /// File with the user name on its first line; empty: the broker asks for none.
@@ -75,12 +85,27 @@ sections! {
         ready_timeout_s: u32 = 20,
     }
 
+    /// The privileged helper (`edge helper`), so that the agent itself needs no rights.
+    Helper {
+        /// Have it write the drop-in, and reload and restart the broker in the ways of [control].
+        r#use: bool = false,
+        /// Where it listens.
+        socket: PathBuf = PathBuf::from("/run/brokertuner/helper.sock"),
+        /// The user that the agent runs as: the helper answers nobody else, and root.
+        user: String = "brokertuner".into(),
+    }
+
     /// What decides.
     Model {
         /// The model file, made by `host train` and `host export`.
         path: PathBuf = PathBuf::from("/var/lib/brokertuner/model.btm"),
         /// The state vector that the model must be made for: edge or seed5.
         schema: Schema = Schema::Edge,
+        /// Public keys of `host keygen`: the model must be signed by one of these, and no older than
+        /// the last one that was. Empty: any sound model is taken.
+        public_keys: Vec<PathBuf> = Vec::new(),
+        /// Change nothing while an input lies beyond what the model's training saw.
+        hold_beyond_training: bool = true,
     }
 
     /// What the site asks of the broker.
@@ -105,8 +130,14 @@ sections! {
         verify_window_s: u32 = 30,
         /// Restarts in any 60 minutes. 0 to 32; 0: the agent never restarts the broker.
         restarts_per_hour_max: u8 = 4,
-        /// Times of day in UTC without restarts, as in ["22:00-06:00", "12:00-13:00"].
-        quiet_hours_utc: Vec<String> = Vec::new(),
+        /// Restarts in any 24 hours. 0 to 64; 0: the agent never restarts the broker.
+        restarts_per_day_max: u8 = 12,
+        /// Times of day without restarts, as in ["22:00-06:00", "12:00-13:00"], by the clock on
+        /// the wall.
+        quiet_hours: Vec<String> = Vec::new(),
+        /// The zone of that clock: localtime (the machine's own), or as in "Europe/Berlin" or
+        /// "UTC0".
+        time_zone: String = MACHINES_ZONE.into(),
         /// Restart although offline sessions or stored messages would be lost.
         allow_state_loss: bool = false,
         /// Wait after a change that had to be taken back, in seconds; doubles with each further one.
@@ -118,8 +149,22 @@ sections! {
     Agent {
         /// Directory of its own records, writable by it.
         state_dir: PathBuf = PathBuf::from("/var/lib/brokertuner"),
+        /// While this file exists, nothing is changed at all. Empty: kill-switch in state_dir.
+        kill_switch_file: PathBuf = PathBuf::new(),
         /// error, warn, info, debug or trace; the environment variable RUST_LOG goes before it.
         log_level: String = "info".into(),
+    }
+
+    /// Reading and setting over HTTP: POST /apply_knobs, GET /status, /healthz, /metrics.
+    Http {
+        /// Where to listen: "unix:/var/lib/brokertuner/http.sock", or as in "127.0.0.1:9188". Empty:
+        /// nowhere.
+        listen: String = String::new(),
+        /// File with the token that every write needs, on its first line; readable by the agent
+        /// only. Empty: nothing can be written.
+        token_file: PathBuf = PathBuf::new(),
+        /// Listen on another address than loopback; then reading needs the token too.
+        allow_remote: bool = false,
     }
 
     /// The rules of one option.
@@ -156,6 +201,8 @@ pub struct Config {
     pub pid: Pid,
     /// `[control]`
     pub control: Control,
+    /// `[helper]`
+    pub helper: Helper,
     /// `[model]`
     pub model: Model,
     /// `[targets]`
@@ -164,6 +211,8 @@ pub struct Config {
     pub decide: Decide,
     /// `[agent]`
     pub agent: Agent,
+    /// `[http]`
+    pub http: Http,
     /// `[knobs.NAME]`, for options with rules of their own.
     pub knobs: BTreeMap<&'static str, KnobRules>,
 }
@@ -263,10 +312,19 @@ impl Config {
             "How the broker is made to reload and restart.",
             &config.control,
         );
+        write_section(
+            &mut out,
+            "helper",
+            "Who does what needs rights; edge/README.md has the set-up.",
+            &config.helper,
+        );
         write_section(&mut out, "model", "What decides.", &config.model);
         write_section(&mut out, "targets", "What the site asks of the broker.", &config.targets);
         write_section(&mut out, "decide", "When a change is made.", &config.decide);
         write_section(&mut out, "agent", "The agent itself.", &config.agent);
+        let about =
+            "Reading and setting over HTTP: POST /apply_knobs, GET /status, /healthz, /metrics.";
+        write_section(&mut out, "http", about, &config.http);
         write_knobs(&mut out);
         out
     }

@@ -9,8 +9,8 @@ use toml::de::{DeTable, DeValue};
 use super::section::Section;
 use super::{Config, Fault, KnobRules, check};
 
-const SECTIONS: [&str; 8] =
-    ["broker", "pid", "control", "model", "targets", "decide", "agent", "knobs"];
+const SECTIONS: [&str; 10] =
+    ["broker", "pid", "control", "helper", "model", "targets", "decide", "agent", "http", "knobs"];
 
 /// Faults so far, and the line of every option that was given.
 pub(super) struct Reader<'t> {
@@ -57,10 +57,12 @@ impl Config {
             "broker" => reader.section(name, table, &mut self.broker),
             "pid" => reader.section(name, table, &mut self.pid),
             "control" => reader.section(name, table, &mut self.control),
+            "helper" => reader.section(name, table, &mut self.helper),
             "model" => reader.section(name, table, &mut self.model),
             "targets" => reader.section(name, table, &mut self.targets),
             "decide" => reader.section(name, table, &mut self.decide),
             "agent" => reader.section(name, table, &mut self.agent),
+            "http" => reader.section(name, table, &mut self.http),
             "knobs" => self.read_knobs(reader, table),
             _ => reader.fault(Some(line), name, unknown(name, &SECTIONS, "section")),
         }

@@ -55,7 +55,7 @@ macro_rules! sections {
         impl $crate::config::section::Section for $name {
             fn shown(&self) -> Vec<$crate::config::section::Shown> {
                 vec![$( $crate::config::section::Shown {
-                    key: stringify!($key),
+                    key: stringify!($key).trim_start_matches("r#"),
                     doc: &[$($doc),*],
                     value: $crate::config::section::text(&self.$key),
                 }, )*]
@@ -67,7 +67,7 @@ macro_rules! sections {
                 value: toml::Spanned<toml::de::DeValue<'_>>,
             ) -> Option<Result<(), String>> {
                 match key {
-                    $( stringify!($key) => Some($crate::config::section::value(value).map(|v| self.$key = v)), )*
+                    $( name if name == stringify!($key).trim_start_matches("r#") => Some($crate::config::section::value(value).map(|v| self.$key = v)), )*
                     _ => None,
                 }
             }

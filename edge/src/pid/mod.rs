@@ -10,11 +10,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
-use procfs::ProcError;
+use brokertuner_core::sample::ProcSample;
 use procfs::process::Process;
+use procfs::{ProcError, ProcResult};
 use serde::{Deserialize, Serialize};
 
 use crate::command;
+use crate::helper::Client;
+use crate::sampler::read_process;
 
 /// The environment variable that may name the broker's pid.
 pub const PID_VARIABLE: &str = "MOSQUITTO_PID";
@@ -117,6 +120,12 @@ pub enum PidError {
         /// The port.
         port: u16,
     },
+    /// The helper doesn't know either.
+    #[error(transparent)]
+    Helper {
+        /// Its answer.
+        source: std::io::Error,
+    },
     /// `/proc` could not be read.
     #[error("cannot read /proc: {source}")]
     Proc {
@@ -141,6 +150,8 @@ pub struct PidFinder {
     pub unit: Option<String>,
     /// The broker's address; its port serves [`PidSource::Listener`].
     pub address: SocketAddr,
+    /// Asked where this process may not see the broker's.
+    pub helper: Option<Client>,
 }
 
 impl PidFinder {
@@ -148,7 +159,7 @@ impl PidFinder {
     #[must_use]
     pub fn listener(address: SocketAddr) -> Self {
         let source = PidSource::Listener;
-        Self { source, pid: None, env: None, pid_file: None, unit: None, address }
+        Self { source, pid: None, env: None, pid_file: None, unit: None, address, helper: None }
     }
 
     /// Finds by the pid file that the broker writes.
@@ -164,6 +175,24 @@ impl PidFinder {
     /// [`PidError`]; with [`PidSource::Auto`] that of the last source (the socket) where none
     /// knows.
     pub fn find(&self) -> Result<ProcessId, PidError> {
+        self.find_here().or_else(|error| match &self.helper {
+            Some(helper) => helper.process().map_err(|source| PidError::Helper { source }),
+            None => Err(error),
+        })
+    }
+
+    /// What `/proc` says of `process`, here or by the helper.
+    ///
+    /// # Errors
+    /// Where it has gone, or `/proc` hides it.
+    pub fn read(&self, process: ProcessId) -> ProcResult<ProcSample> {
+        read_process(process).or_else(|error| match self.helper.as_ref().map(Client::status) {
+            Some(Ok(status)) if status.start_ticks == process.start_ticks => Ok(status),
+            _ => Err(error),
+        })
+    }
+
+    fn find_here(&self) -> Result<ProcessId, PidError> {
         match self.source {
             PidSource::Config => self.by_config(),
             PidSource::Env => self.by_env(),

@@ -14,6 +14,7 @@ use tokio::time;
 
 use super::probe::PAYLOAD_BYTES;
 use super::{SYS_TOPICS_MAX, SamplerOptions, Shared, lock};
+use crate::tls;
 
 const SYS_FILTER: &str = "$SYS/#";
 /// Larger than any `$SYS` value; the broker is told, and sends nothing larger.
@@ -104,6 +105,9 @@ fn mqtt_options(options: &SamplerOptions) -> MqttOptions {
     let mut network = NetworkOptions::new();
     network.set_tcp_nodelay(true);
     mqtt.set_network_options(network);
+    if let Some(tls) = &options.tls {
+        mqtt.set_transport(tls.transport());
+    }
     if let Some(login) = &options.credentials {
         mqtt.set_credentials(&login.user, &login.password);
     }
@@ -222,6 +226,9 @@ async fn farewell(client: &AsyncClient, events: &mut EventLoop) {
 fn explain(options: &SamplerOptions, error: &ConnectionError) -> String {
     use ConnectReturnCode as Code;
     let address = options.address;
+    if let Some(what) = tls::remedy(error) {
+        return format!("the broker at {address}: {what}");
+    }
     match error {
         ConnectionError::ConnectionRefused(Code::BadUserNamePassword | Code::NotAuthorized) => {
             format!(

@@ -22,6 +22,7 @@ pub use process::read as read_process;
 
 use crate::connack::Credentials;
 use crate::pid::{PidError, PidFinder, ProcessId};
+use crate::tls::Tls;
 use probe::Probes;
 
 /// A monotonic clock; tests bring their own.
@@ -40,6 +41,8 @@ pub struct SamplerOptions {
     pub client_id: String,
     /// User and password, where the broker asks for them.
     pub credentials: Option<Credentials>,
+    /// How to connect by TLS; `None`: plainly.
+    pub tls: Option<Tls>,
     /// How often a pair of probes goes through the broker; `None`: never.
     pub probe_interval: Option<StdDuration>,
     /// The clock that stamps every update.
@@ -154,7 +157,7 @@ impl Sampler {
 
     /// What is known now; never waits for the broker.
     pub fn sample(&mut self) -> Sample {
-        let proc = self.find_process().ok().and_then(|process| process::read(process).ok());
+        let proc = self.find_process().ok().and_then(|process| self.finder.read(process).ok());
         let at = (self.clock)();
         let mut shared = lock(&self.shared);
         Sample {

@@ -122,7 +122,10 @@ fn looking_on_leaves_the_agent_at_work_alone() {
     let broker = Broker::start("");
     let rules = "[decide]\ndwell_s = 0\nverify_window_s = 60\n";
     let mut agent = Agent::start(site(&broker, rules), Box::new(policy)).unwrap();
-    let mut onlooker = Agent::watch(site(&broker, rules), Box::new(policy)).unwrap();
+    // In the same process: under one identifier they would take each other's connection over.
+    let mut other = site(&broker, rules);
+    other.broker.client_id = "onlooker".into();
+    let mut onlooker = Agent::watch(other, Box::new(policy)).unwrap();
     until(&mut agent, "a change", |tick| matches!(tick.verdict, Verdict::Changed(..)));
     let state = site(&broker, rules).paths.state_dir.join("edge.state");
     let before = fs::read(&state).unwrap();

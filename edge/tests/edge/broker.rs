@@ -1,5 +1,6 @@
 //! A Mosquitto under supervision, as on a gateway: ended by a signal, it is started again.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -17,7 +18,8 @@ use brokertuner_edge::ready;
 use tempfile::TempDir;
 
 const INSTALL: &str = "Mosquitto is missing: sudo apt-get install -y mosquitto";
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+/// When to give up, not how fast it should be: other work may take the processor meanwhile.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Polls until `done` answers, and fails the test after [`PATIENCE`].
 pub(crate) fn eventually<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
@@ -31,6 +33,39 @@ pub(crate) fn eventually<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> 
     }
 }
 
+/// A broker whose listener speaks TLS with the certificate of `extra`: ready when it listens.
+pub(crate) fn start_with_tls(extra: &str) -> Broker {
+    let mut tries = 0..5;
+    loop {
+        tries.next().expect("no port stays free");
+        let broker = Broker::start_once(&mosquitto(), extra);
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while Instant::now() < deadline {
+            let listens = std::net::TcpStream::connect(broker.address).is_ok();
+            if listens && broker.live().process().is_ok() {
+                return broker;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        eprintln!("{}", broker.log());
+    }
+}
+
+/// A command for a program of these tests' own target: where that is not this machine's
+/// (`cross/test`), it runs under what the variable names.
+pub(crate) fn program(path: impl AsRef<OsStr>) -> Command {
+    let runner = std::env::var("BROKERTUNER_TEST_RUNNER").unwrap_or_default();
+    let mut words = runner.split_whitespace();
+    match words.next() {
+        None => Command::new(path),
+        Some(first) => {
+            let mut command = Command::new(first);
+            command.args(words).arg(path);
+            command
+        }
+    }
+}
+
 fn mosquitto() -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
@@ -38,6 +73,18 @@ fn mosquitto() -> PathBuf {
         .map(|dir| dir.join("mosquitto"))
         .find(|candidate| candidate.is_file())
         .expect(INSTALL)
+}
+
+/// The machine's own Mosquitto, and 2.0.21 where that is another one: older ones behave otherwise.
+pub(crate) fn mosquittos() -> Vec<PathBuf> {
+    let own = mosquitto();
+    let said = Command::new(&own).arg("-h").output().unwrap();
+    if String::from_utf8_lossy(&said.stdout).contains("version 2.0.21") {
+        return vec![own];
+    }
+    let other = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/.brokers/trixie/mosquitto");
+    assert!(other.exists(), "Mosquitto 2.0.21 is missing: tests/fetch-broker trixie");
+    vec![own, other]
 }
 
 pub(crate) struct Broker {
@@ -50,11 +97,16 @@ pub(crate) struct Broker {
 impl Broker {
     /// Starts a broker; `extra` goes into the main file before `include_dir`.
     pub(crate) fn start(extra: &str) -> Self {
+        Self::start_with(&mosquitto(), extra)
+    }
+
+    /// As [`Broker::start`], with a Mosquitto of choice.
+    pub(crate) fn start_with(mosquitto: &Path, extra: &str) -> Self {
         let mut tries = 0..5;
         loop {
             // The port may be taken between the two binds: then another one.
             tries.next().expect("no port stays free");
-            let broker = Self::start_once(extra);
+            let broker = Self::start_once(mosquitto, extra);
             if ready::wait(&broker.live(), None, Duration::from_secs(5)).is_ok() {
                 return broker;
             }
@@ -62,7 +114,7 @@ impl Broker {
         }
     }
 
-    fn start_once(extra: &str) -> Self {
+    fn start_once(mosquitto: &Path, extra: &str) -> Self {
         let dir = TempDir::new().unwrap();
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let root = dir.path().display();
@@ -79,7 +131,7 @@ impl Broker {
         let script = format!(
             "#!/bin/sh\ngrep -qs 'max_inflight_messages 4000' {root}/conf.d/*.conf && exit 3\n\
              exec {} -c {root}/mosquitto.conf\n",
-            mosquitto().display()
+            mosquitto.display()
         );
         fs::write(dir.path().join("start"), script).unwrap();
         let stop = Arc::new(AtomicBool::new(false));
@@ -106,6 +158,7 @@ impl Broker {
             address: self.address,
             client_id: "test".into(),
             credentials: None,
+            tls: None,
             finder: PidFinder::pid_file(&self.path("mosquitto.pid"), self.address),
             reload: Method::Signal,
             restart: Method::Command(self.restart_command()),

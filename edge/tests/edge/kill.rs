@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use brokertuner_edge::ready;
 use brokertuner_edge::state::How;
 
 use super::apply::settings;
-use super::broker::{Broker, PATIENCE};
+use super::broker::{Broker, PATIENCE, program};
 
 const KILLS: u64 = 40;
 const DIR: &str = "EDGE_TEST_DIR";
@@ -28,7 +28,7 @@ fn killed_at_random_moments_the_broker_always_has_a_whole_file() {
     let broker = Broker::start("");
     let mut midway = 0;
     for kill in 0..KILLS {
-        let mut child = Command::new(std::env::current_exe().unwrap())
+        let mut child = program(std::env::current_exe().unwrap())
             .args(["--exact", "kill::applies_for_ever", "--ignored"])
             .env(DIR, broker.dir.path())
             .env(PORT, broker.address.port().to_string())
@@ -72,6 +72,7 @@ fn applies_for_ever() {
         address,
         client_id: "victim".into(),
         credentials: None,
+        tls: None,
         finder: PidFinder::pid_file(&pid_file, address),
         reload: Method::Signal,
         restart: Method::Command(vec!["/bin/sh".into(), "-c".into(), kill]),

@@ -16,6 +16,7 @@ fn sampler(broker: &Broker, credentials: Option<Credentials>) -> Sampler {
         address: broker.address,
         client_id: "sampler".into(),
         credentials,
+        tls: None,
         probe_interval: Some(Duration::from_millis(250)),
         clock: Instant::now,
     };
@@ -120,6 +121,7 @@ fn no_broker_is_said_in_those_words() {
         address: std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap(),
         client_id: "sampler".into(),
         credentials: None,
+        tls: None,
         probe_interval: None,
         clock: Instant::now,
     };

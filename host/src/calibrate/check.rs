@@ -66,6 +66,7 @@ impl Fidelity {
             pairs.values().flatten().map(|(_, real, twin)| (real - twin).abs()).collect();
         differences.sort_by(f64::total_cmp);
         let at = |share: f64| {
+            #[allow(clippy::cast_possible_truncation, reason = "an index of a list")]
             let index = (differences.len() as f64 * share).ceil() as usize;
             differences.get(index.saturating_sub(1)).copied()
         };

@@ -171,6 +171,7 @@ impl Bench {
         let bytes_per_entry = ((four - one) / 3.0).max(0.0);
         let payload_factor = ((large - one) / f64::from(KEPT[2].1 - KEPT[0].1)).max(0.1);
         let payload = payload_factor * f64::from(KEPT[0].1);
+        #[allow(clippy::cast_possible_truncation, reason = "bytes of memory")]
         Ok(Calibration {
             rss_bytes_base: base as u64,
             bytes_per_client: ((crowd - base) / f64::from(CROWD)).max(0.0) as u64,
@@ -240,6 +241,7 @@ impl Bench {
                 credentials: None,
                 probe_interval: Some(PROBE_PERIOD),
                 clock: brokertuner_core::Instant::now,
+                tls: None,
             },
             PidFinder::pid_file(broker.pid_path(), broker.addr()),
         )?;

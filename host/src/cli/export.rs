@@ -2,7 +2,7 @@
 
 use super::{Answer, print};
 use crate::ddpg::Agent;
-use crate::export::{About, export};
+use crate::export::{About, model_bytes, replace, signed};
 use anyhow::{Context as _, Result};
 use brokertuner_core::KnobSet;
 use brokertuner_core::features::Schema;
@@ -34,6 +34,13 @@ pub(crate) struct ExportArgs {
     /// Scores, for the card.
     #[arg(long, default_value = "")]
     scores: String,
+    /// Sign the model with this secret key of `host keygen`.
+    #[arg(long, value_name = "KEY")]
+    sign: Option<PathBuf>,
+    /// Release counter of the signed model: a gateway takes none that is lower than the last one.
+    /// Default: the seconds since 1970.
+    #[arg(long, value_name = "N", requires = "sign")]
+    counter: Option<u64>,
     /// The result as JSON.
     #[arg(long)]
     json: bool,
@@ -47,6 +54,8 @@ struct Exported {
     deviation_steps_max: f64,
     deviation_steps_mean: f64,
     states: usize,
+    /// Of the signed model; null where it is not signed.
+    counter: Option<u64>,
 }
 
 impl ExportArgs {
@@ -55,6 +64,8 @@ impl ExportArgs {
     /// # Errors
     /// A checkpoint that cannot be used, or a file that cannot be written.
     pub(crate) fn run(&self) -> Result<Answer> {
+        // Before the minutes of work: a wrong path costs nothing then.
+        let key = self.sign.as_deref().map(super::keygen::secret_key).transpose()?;
         let agent = Agent::load(&self.checkpoint)?;
         let schema = schema_of(agent.state_dim())
             .with_context(|| format!("{} cannot be exported", self.checkpoint.display()))?;
@@ -65,20 +76,28 @@ impl ExportArgs {
             broker_versions: self.broker_versions.clone(),
             scores: self.scores.clone(),
         };
-        let deviation = export(&agent, &about, &self.out)?;
+        let (mut bytes, deviation) = model_bytes(&agent, &about)?;
+        let counter = key.as_ref().map(|_| self.counter.unwrap_or_else(unix_s));
+        if let (Some(key), Some(counter)) = (&key, counter) {
+            bytes = signed(&bytes, key, counter)?;
+        }
+        let out = self.out.display();
+        replace(&self.out, &bytes).with_context(|| format!("cannot write {out}"))?;
         let exported = Exported {
             version: 1,
             model: self.out.clone(),
             deviation_steps_max: deviation.max_steps,
             deviation_steps_mean: deviation.mean_steps,
             states: deviation.states,
+            counter,
         };
         print(&if self.json {
             serde_json::to_string_pretty(&exported)? + "\n"
         } else {
             format!(
-                "{}: int8 against f32 on {} states: largest deviation {:.3}/127, mean {:.3}/127\n",
+                "{}{}: int8 against f32 on {} states: largest deviation {:.3}/127, mean {:.3}/127\n",
                 exported.model.display(),
+                counter.map_or(String::new(), |counter| format!(" (signed, counter {counter})")),
                 exported.states,
                 exported.deviation_steps_max,
                 exported.deviation_steps_mean
@@ -87,6 +106,12 @@ impl ExportArgs {
         let is_close = exported.deviation_steps_max <= DEVIATION_STEPS_MAX;
         Ok(if is_close { Answer::Yes } else { Answer::No })
     }
+}
+
+/// Seconds since 1970: they grow from one release to the next without any book-keeping.
+fn unix_s() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |now| now.as_secs())
 }
 
 /// The bytes of a model file, if it is not too long for one.
@@ -111,10 +136,11 @@ pub(super) fn schema_of(state_dim: usize) -> Result<Schema> {
     })
 }
 
-/// Say what a model file holds.
+/// Say what a model file, or a trace of `edge record`, holds.
 #[derive(Debug, clap::Args)]
 pub(crate) struct InspectArgs {
-    /// The model file.
+    /// The file.
+    #[arg(value_name = "FILE")]
     model: PathBuf,
     /// As one JSON document.
     #[arg(long)]
@@ -146,6 +172,9 @@ impl InspectArgs {
     /// # Errors
     /// A file that is no model; the message says what does not fit.
     pub(crate) fn run(&self) -> Result<Answer> {
+        if super::replay::is_trace(&self.model) {
+            return super::replay::inspect(&self.model, self.json);
+        }
         let name = self.model.display();
         let bytes = read_model(&self.model)?;
         let model = Model::read(&bytes).with_context(|| format!("{name} cannot be used"))?;
@@ -177,7 +206,7 @@ impl InspectArgs {
     }
 }
 
-fn lines(json: &serde_json::Value) -> String {
+pub(super) fn lines(json: &serde_json::Value) -> String {
     let fields = json.as_object().into_iter().flatten().filter(|(key, _)| *key != "version");
     fields
         .map(|(key, value)| match value {

@@ -4,12 +4,15 @@ mod calibrate;
 mod evaluate;
 mod export;
 mod hyper;
+mod keygen;
 mod options;
+mod replay;
 mod search;
 mod sweep;
 mod train;
 
 use anyhow::Result;
+use brokertuner_edge::error::told;
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
@@ -38,8 +41,12 @@ enum Command {
     Search(search::SearchArgs),
     /// Quantise a checkpoint to a model file for the gateway.
     Export(export::ExportArgs),
-    /// Say what a model file holds.
+    /// Make a pair of keys that models are signed with.
+    Keygen(keygen::KeygenArgs),
+    /// Say what a model file, or a trace of `edge record`, holds.
     Inspect(export::InspectArgs),
+    /// Make the decisions of a recorded trace again, with a model.
+    Replay(replay::ReplayArgs),
     /// Print the table of the 11 options.
     Knobs(KnobsArgs),
 }
@@ -78,6 +85,8 @@ impl Cli {
             Command::Calibrate(args) => args.run(),
             Command::Search(args) => args.run(),
             Command::Export(args) => args.run(),
+            Command::Replay(args) => args.run(),
+            Command::Keygen(args) => args.run(),
             Command::Inspect(args) => args.run(),
             Command::Knobs(args) => knobs(&args),
         }
@@ -128,7 +137,7 @@ pub fn main() -> ExitCode {
         Ok(Answer::Yes) => ExitCode::SUCCESS,
         Ok(Answer::No) => ExitCode::from(1),
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", told(error.as_ref()));
             ExitCode::from(2)
         }
     }

@@ -9,13 +9,13 @@ use crate::ddpg::{Agent, Hyper};
 use crate::env::Environment;
 use crate::env::broker::{BrokerEnv, BrokerEnvConfig};
 use crate::env::twin::{Source, TwinEnv, TwinEnvConfig};
-use crate::export::{About, export, model_bytes};
+use crate::export::{About, export, policy_bytes};
 use crate::reward::{DeadlinePrices, RewardKind, SeedWeights};
 use crate::scenario::Scenario;
 use crate::sweep::Swept;
 use crate::train::{TrainConfig, Trained, Validation, train};
 use crate::trial::Profile;
-use crate::twin::{Calibration, Play};
+use crate::twin::{Calibration, FilePolicy, Play};
 use anyhow::{Context as _, Result, bail};
 use brokertuner_core::features::Schema;
 use brokertuner_core::{KNOB_COUNT, KnobSet};
@@ -86,10 +86,11 @@ struct Judge {
 impl Judge {
     /// Mean score over the loads.
     fn score(&self, agent: &Agent) -> Result<f64> {
-        let bytes = model_bytes(agent, &self.about)?;
+        let bytes = policy_bytes(agent, &self.about)?;
         let scores = self.scenarios.par_iter().map(|scenario| {
             let path = Path::new("the agent's policy");
-            let mut policy = ModelPolicy::of_bytes(bytes.clone(), self.about.schema, path)?;
+            let policy = ModelPolicy::of_bytes(bytes.clone(), self.about.schema, path)?;
+            let mut policy = FilePolicy::from(policy);
             let play = Play {
                 scenario: Arc::clone(scenario),
                 calibration: self.calibration,

@@ -4,7 +4,7 @@ use crate::broker::Mosquitto;
 use crate::load::LoadResult;
 use crate::scenario::Scenario;
 use crate::trial::{Outcome, Profile, Setter, Trial};
-use crate::twin::{Calibration, Play, Played};
+use crate::twin::{Calibration, FilePolicy, Play, Played};
 use anyhow::Context as _;
 use brokertuner_core::model::Model;
 use brokertuner_core::{Settings, render};
@@ -101,12 +101,12 @@ impl Bench {
 }
 
 /// The policy of a model file, whatever its schema.
-fn policy(path: &Path) -> anyhow::Result<ModelPolicy> {
+fn policy(path: &Path) -> anyhow::Result<FilePolicy> {
     let name = path.display();
     let bytes = std::fs::read(path).with_context(|| format!("cannot read {name}"))?;
     let schema = Model::read(&bytes).with_context(|| format!("{name} cannot be used"))?.schema();
     let schema = schema.with_context(|| format!("{name}: unknown schema"))?;
-    Ok(ModelPolicy::of_bytes(bytes, schema, path)?)
+    Ok(ModelPolicy::of_bytes(bytes, schema, path)?.into())
 }
 
 fn outcome(play: &Play, played: Played) -> Outcome {

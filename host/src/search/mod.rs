@@ -202,7 +202,10 @@ impl Search {
             let mut run = options
                 .build(&worth)
                 .map_err(|error| anyhow::anyhow!("the search cannot be set up: {error:?}"))?;
-            while !has_failed.load(Ordering::Relaxed) && run.next_parallel().is_none() {}
+            let mut is_done = false;
+            while !is_done && !has_failed.load(Ordering::Relaxed) {
+                is_done = run.next_parallel().is_some();
+            }
             seed = seed.wrapping_add(1);
         }
         let (found, error) = found.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);

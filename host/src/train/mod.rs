@@ -10,6 +10,7 @@ use crate::logs::{ActionRow, LOST, ProgressRow, TrainLogs, ValidationRow};
 use crate::progress::Progress;
 use anyhow::Context as _;
 use brokertuner_core::{KNOB_COUNT, KnobSet, quantise_action};
+use brokertuner_edge::error::told;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use worker::{Answer, Order, Workers};
@@ -503,7 +504,9 @@ impl Run<'_> {
                 "training ended early; {} holds what was learnt, --resume goes on from it",
                 path.display()
             )),
-            Err(lost) => error.context(format!("what was learnt is lost as well ({lost:#})")),
+            Err(lost) => {
+                error.context(format!("what was learnt is lost as well ({})", told(lost.as_ref())))
+            }
         }
     }
 

@@ -210,6 +210,7 @@ pub(super) fn config_text(
          [targets]\ndeadline_ms = {deadline_ms}\nrss_limit_mib = {rss_limit_mib}\n\
          [decide]\ninterval_ms = {interval_ms}\ndwell_s = {dwell_s}\n\
          verify_window_s = {verify_s}\nrestarts_per_hour_max = {restarts}\n\
+         restarts_per_day_max = {restarts}\n\
          [agent]\nstate_dir = {state_dir}\n",
         port = broker.addr().port(),
         drop_in = quoted(broker.dropin_path()),

@@ -70,7 +70,7 @@ impl Gateway {
     ) -> Decision {
         let health = self.health(metrics, world);
         let inputs = Inputs {
-            wanted: wanted.unwrap_or(*self.controller.written()),
+            wanted: wanted.unwrap_or(self.controller.standing()),
             envelope: self.envelope,
             health,
             // Scenarios in which restarts count are persistent, or have nothing to lose.
@@ -178,7 +178,8 @@ impl<'p> Agent<'p> {
         if is_sighted(&metrics) {
             let gateway = &self.gateway;
             let wanted = self.policy.want(&gateway.view(&metrics), gateway.envelope());
-            self.gateway.decide(world, &metrics, Some(wanted));
+            let trusted = self.policy.doubt().is_none().then_some(wanted);
+            self.gateway.decide(world, &metrics, trusted);
             return true;
         }
         if self.gateway.is_watching() {

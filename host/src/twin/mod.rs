@@ -1,4 +1,9 @@
-//! A simulator of a broker and its clients.
+//! A simulator of a broker and its clients: see `host/TWIN.md`.
+
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "casts from f64 saturate, and no hour of a broker comes near their bounds"
+)]
 
 mod agent;
 mod broker;
@@ -9,6 +14,7 @@ mod cpu;
 mod judge;
 mod link;
 mod play;
+mod policy;
 mod time;
 mod world;
 
@@ -16,6 +22,7 @@ pub use agent::{Agent, Gateway, is_sighted};
 pub use calibration::{Calibration, CalibrationError};
 pub use cpu::Costs;
 pub use play::{Play, Played, SLICE_US, capacity_msgs_per_s};
+pub use policy::FilePolicy;
 pub use world::{Config, World};
 
 #[cfg(test)]

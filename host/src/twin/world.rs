@@ -49,6 +49,9 @@ struct Stage {
     expectations: Vec<Expectation>,
 }
 
+/// Weight of a group, and its seconds whose deadlines have passed.
+type Closed = (f64, Vec<score::SecondCounts>);
+
 /// How far the broker's loop is in its round.
 #[derive(Clone, Copy, Debug)]
 struct Round {
@@ -168,10 +171,10 @@ impl World {
     pub fn window(&mut self) -> Option<f64> {
         let (now, slice_us) = (self.now, self.config.slice_us);
         let stages = self.done.iter_mut().chain(&mut self.live);
-        let mut phases: Vec<(f64, Vec<(f64, Vec<score::SecondCounts>)>)> = Vec::new();
+        let mut phases: Vec<(f64, Vec<Closed>)> = Vec::new();
         for stage in stages {
             let start = stage.start;
-            let groups: Vec<_> = stage
+            let groups: Vec<Closed> = stage
                 .expectations
                 .iter_mut()
                 .map(|expectation| (expectation.weight, expectation.close(start, now, slice_us)))

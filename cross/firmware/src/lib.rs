@@ -1,0 +1,17 @@
+//! What the firmware and the Linux programs beside it share: the model and the trace in their
+//! flash, the lines that a replay prints, and the vectors whose digest is the same everywhere.
+#![no_std]
+#![deny(missing_docs)]
+
+#[cfg(feature = "board")]
+pub mod board;
+pub mod compared;
+pub mod lines;
+pub mod vectors;
+
+/// The model: models/default.btm, or one with random weights where the tree has none.
+pub static MODEL: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/model.btm"));
+/// Forty decisions' inputs of a made-up load that grows and then drops messages.
+pub static TRACE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/trace.btt"));
+
+include!(concat!(env!("OUT_DIR"), "/shape.rs"));

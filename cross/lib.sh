@@ -1,0 +1,88 @@
+# Sourced by the programs of this folder, in the repository's root: the targets, what each needs, and where things are cached.
+
+CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/brokertuner
+TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target}
+
+# Triple, linker, how its programs run here, what it is for. zig links statically against musl.
+# One word of the runner stands for a blank: `+`.
+TARGETS='
+x86_64-unknown-linux-musl      zig                      -                                     any x86-64 Linux, static
+aarch64-unknown-linux-musl     zig                      qemu-aarch64                          any 64-bit ARM Linux, static
+arm-unknown-linux-musleabihf   zig                      qemu-arm+-cpu+arm1176                 any 32-bit ARM Linux from ARMv6 on (Pi Zero, Pi 1), static
+aarch64-unknown-linux-gnu      aarch64-linux-gnu-gcc    qemu-aarch64+-L+/usr/aarch64-linux-gnu    64-bit ARM with glibc 2.34 or newer
+armv7-unknown-linux-gnueabihf  arm-linux-gnueabihf-gcc  qemu-arm+-L+/usr/arm-linux-gnueabihf      ARMv7 with glibc 2.34 or newer (not Pi Zero, Pi 1)
+riscv64gc-unknown-linux-gnu    riscv64-linux-gnu-gcc    qemu-riscv64+-L+/usr/riscv64-linux-gnu    64-bit RISC-V with glibc 2.34 or newer
+'
+# What is handed out: runs everywhere, needs no library of the gateway's.
+RELEASE='x86_64-unknown-linux-musl aarch64-unknown-linux-musl arm-unknown-linux-musleabihf'
+
+fail() { echo "cross/${0##*/}: $*" >&2; exit 2; }
+
+list_targets() {
+  echo "$TARGETS" | awk 'NF { triple = $1; $1 = $2 = $3 = ""; sub(/^ +/, ""); printf "  %-30s %s\n", triple, $0 }'
+}
+
+# field TRIPLE COLUMN
+field() { echo "$TARGETS" | awk -v t="$1" -v c="$2" '$1 == t { print $c }'; }
+
+# expand NAME...   Targets of the command line; `release` is the set that is handed out.
+expand() {
+  for name; do
+    if [ "$name" = release ]; then echo "$RELEASE"; continue; fi
+    [ -n "$(field "$name" 1)" ] || { echo "cross/${0##*/}: no target is called '$name'; there are:" >&2
+      list_targets >&2; echo "  release                        the static ones" >&2; exit 2; }
+    echo "$name"
+  done
+}
+
+# packages TRIPLE   What apt has to give, besides QEMU.
+packages() {
+  case $(field "$1" 2) in
+    aarch64-linux-gnu-gcc) echo gcc-aarch64-linux-gnu libc6-dev-arm64-cross;;
+    arm-linux-gnueabihf-gcc) echo gcc-arm-linux-gnueabihf libc6-dev-armhf-cross;;
+    riscv64-linux-gnu-gcc) echo gcc-riscv64-linux-gnu libc6-dev-riscv64-cross;;
+    zig) echo python3-venv;;
+  esac
+}
+
+# need_linker TRIPLE   Stops with the command that installs what is missing.
+need_linker() {
+  linker=$(field "$1" 2)
+  if [ "$linker" = zig ]; then
+    [ -x "$CACHE/zig/bin/cargo-zigbuild" ] ||
+      fail "zig, which links $1, is missing: run \`cross/setup $1\`"
+  elif ! command -v "$linker" >/dev/null; then
+    fail "$linker is missing: run \`cross/setup $1\`, or \`sudo apt-get install -y $(packages "$1")\`"
+  fi
+}
+
+# runner TRIPLE   The command in front of its programs; nothing where they run by themselves.
+runner() {
+  runner=$(field "$1" 3 | tr + ' ')
+  [ "$runner" != - ] || return 0
+  command -v "${runner%% *}" >/dev/null ||
+    fail "${runner%% *} is missing: run \`cross/setup $1\`, or \`sudo apt-get install -y qemu-user\`"
+  echo "$runner"
+}
+
+# use_toolchain TRIPLE...   Selects a toolchain with std for them, as CROSS_STD says.
+use_toolchain() {
+  line=$(cross/toolchain "$CACHE/toolchain" "$@") || exit
+  eval "$line"
+}
+
+# No place of this machine in what is handed out.
+REMAP="--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=cargo --remap-path-prefix=$PWD=brokertuner"
+
+# cargo_build TRIPLE OPTION...
+cargo_build() {
+  triple=$1; shift
+  if [ "$(field "$triple" 2)" = zig ]; then
+    flags=$REMAP
+    # zig brings the start-up code that a std built from source does not.
+    [ "${CROSS_STD:-rustup}" != apt ] || flags="$flags -Clink-self-contained=no"
+    PATH="$CACHE/zig/bin:$PATH" RUSTFLAGS="$flags" cargo zigbuild --target "$triple" "$@"
+  else
+    RUSTFLAGS="$REMAP" cargo build --target "$triple" "$@"
+  fi
+}

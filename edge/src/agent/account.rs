@@ -1,0 +1,174 @@
+//! What every decision carries: the inputs that weighed most, what is expected of it, what came.
+
+use std::collections::BTreeMap;
+
+use brokertuner_core::controller::Health;
+use brokertuner_core::features::{self, View};
+use brokertuner_core::weigh::Weight;
+use serde_json::Value;
+
+use super::{Agent, Verdict};
+use crate::apply::ApplyError;
+use crate::journal::{Entry, Event, Influence};
+use crate::plan::Plan;
+use crate::undo;
+
+/// Groups of inputs that are named: more are no help.
+const INFLUENCES_MAX: usize = 3;
+
+impl Agent {
+    /// The account of a change that is about to be made, with its number.
+    pub(super) fn account_of(&mut self, plan: &Plan, health: Health) -> Entry {
+        let event = if plan.is_roll_back { Event::RolledBack } else { Event::Changed };
+        let scheduled = self.applier.state().scheduled.map(|scheduled| scheduled.id);
+        let is_asked_for = scheduled.is_some() && self.controller.requested().is_some();
+        let id = match scheduled {
+            Some(id) if is_asked_for && !plan.is_roll_back => id,
+            _ => self.applier.number_decision(),
+        };
+        let pid = self.process.map(|process| process.pid);
+        let mut entry = Entry {
+            diff: plan.diff(),
+            how: Some(plan.how),
+            before: Some(health),
+            undo: undo::commands(&self.site, plan, pid),
+            ..Entry::new(id, event, plan.why.clone())
+        };
+        if plan.is_roll_back {
+            entry.undoes = self.watched;
+        } else {
+            if !is_asked_for {
+                entry.influences = self.influences(plan);
+            }
+            entry.expected = self.expected(plan);
+        }
+        entry
+    }
+
+    /// The heaviest inputs: a dozen inferences, so only for a change.
+    fn influences(&mut self, plan: &Plan) -> Vec<Influence> {
+        let effective = *self.controller.effective();
+        let view = View {
+            metrics: &self.metrics,
+            effective: &effective,
+            site: &self.site.envelope.site,
+            targets: &self.site.targets,
+        };
+        let knobs = plan.from.differing(&plan.to);
+        let weights = self.policy.weigh(&view, self.reference.as_ref(), knobs);
+        self.reference = Some(features::state(self.site.schema, &view));
+        let measured = serde_json::to_value(self.metrics).unwrap_or(Value::Null);
+        weights.iter().take(INFLUENCES_MAX).map(|weight| influence(weight, &measured)).collect()
+    }
+
+    /// What each changed option is for, and by what the change is judged. The model says what it
+    /// wants, not what it is worth: there is no figure to give.
+    fn expected(&self, plan: &Plan) -> Vec<String> {
+        let rules = &self.site.rules;
+        let purpose = |knob: brokertuner_core::Knob| format!("{knob}: {}", knob.spec().why);
+        let mut expected: Vec<String> = plan.from.differing(&plan.to).iter().map(purpose).collect();
+        expected.push(format!(
+            "kept if, over {} s, the probe stays below {:.0} ms or {:.0} times what it was, drops rise by at most {:.0} %, {:.0} % of the clients come back, and memory stays within the limit",
+            rules.verify_window.as_secs(),
+            rules.worse_latency_us_min / 1000.0,
+            rules.worse_latency_factor,
+            rules.worse_dropped_share * 100.0,
+            rules.clients_back_share_min * 100.0,
+        ));
+        expected
+    }
+
+    /// Completes the account of a change by how it ended, and keeps it.
+    pub(super) fn conclude(&mut self, mut entry: Entry, verdict: &Verdict) {
+        match verdict {
+            Verdict::Failed(_, error) => {
+                entry.event = Event::Failed;
+                entry.why = format!("{}; {error}", entry.why);
+                entry.undo.clear();
+                self.watched = None;
+            }
+            _ => self.watched = (entry.event == Event::Changed).then_some(entry.id),
+        }
+        if entry.event != Event::Changed {
+            self.unpin();
+        }
+        self.note(&entry);
+        self.last = Some(entry);
+    }
+
+    /// What a person set made things worse, or could not be set: it is not set again.
+    fn unpin(&mut self) {
+        if self.applier.state().pinned.is_none() {
+            return;
+        }
+        tracing::warn!("What was set over HTTP is the policy's again.");
+        if let Err(error) = self.applier.remember(|state| state.pinned = None) {
+            tracing::warn!(%error, "That could not be noted.");
+        }
+    }
+
+    /// A change stood its verification.
+    pub(super) fn note_verified(&mut self) {
+        let (Some(verified), Some(id)) = (self.controller.take_verified(), self.watched.take())
+        else {
+            return;
+        };
+        let after = Some(verified.after);
+        let why = "nothing got worse over the verify window";
+        tracing::info!(id, "The change stood its verification.");
+        self.note(&Entry { after, ..Entry::new(id, Event::Verified, why) });
+        if let Some(last) = self.last.as_mut().filter(|last| last.id == id) {
+            last.after = after;
+        }
+    }
+
+    /// Someone else changed the drop-in.
+    pub(super) fn note_hands_off(&mut self, error: &ApplyError) {
+        if self.journal.is_some() {
+            let id = self.applier.number_decision();
+            self.note(&Entry::new(id, Event::HandsOff, error.to_string()));
+        }
+    }
+
+    /// Writes to the journal, where this agent keeps one; says once where that fails.
+    pub(super) fn note(&mut self, entry: &Entry) {
+        let Some(journal) = &self.journal else { return };
+        match journal.append(entry) {
+            Ok(()) => self.is_journal_broken = false,
+            Err(error) if !self.is_journal_broken => {
+                tracing::warn!(%error, "The journal lacks an entry; nothing else rests on it.");
+                self.is_journal_broken = true;
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+fn influence(weight: &Weight, measured: &Value) -> Influence {
+    let figure = |name: &&str| {
+        let value = measured.get(name)?.as_f64()?;
+        #[allow(clippy::cast_possible_truncation, reason = "it was an f32")]
+        let value = value as f32;
+        Some(((*name).to_owned(), value))
+    };
+    let figures: BTreeMap<_, _> = weight.group.metrics.iter().filter_map(figure).collect();
+    Influence { inputs: weight.group.name.into(), steps: weight.steps, figures }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests {
+    use brokertuner_core::features::Schema;
+    use brokertuner_core::sample::Metrics;
+
+    /// The groups name what they are made from: each name is a figure that is measured.
+    #[test]
+    fn every_figure_of_a_group_is_measured() {
+        let measured = serde_json::to_value(Metrics::default()).unwrap();
+        for schema in [Schema::Seed5, Schema::Edge] {
+            for name in schema.groups().iter().flat_map(|group| group.metrics) {
+                assert!(measured.get(name).is_some(), "{name}");
+            }
+        }
+    }
+}

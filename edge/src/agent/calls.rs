@@ -1,0 +1,48 @@
+//! How others reach the running agent: a queue that it looks at between two ticks.
+
+use tokio::sync::{mpsc, oneshot};
+
+use crate::knobs_request::{KnobsAnswer, KnobsRequest};
+use crate::orders::{Answer, Order};
+
+/// Requests that may wait; one more is refused.
+const CALLS_MAX: usize = 4;
+
+/// What is asked, and where the answer goes.
+#[derive(Debug)]
+pub enum Request {
+    /// An operator's order.
+    Order(Order, oneshot::Sender<Answer>),
+    /// Options that a person sets.
+    Knobs(Box<KnobsRequest>, oneshot::Sender<KnobsAnswer>),
+}
+
+/// The asking end.
+#[derive(Debug, Clone)]
+pub struct Call(mpsc::Sender<Request>);
+
+/// The agent's end.
+pub type Calls = mpsc::Receiver<Request>;
+
+impl Call {
+    /// A queue's two ends.
+    #[must_use]
+    pub fn queue() -> (Self, Calls) {
+        let (asking, asked) = mpsc::channel(CALLS_MAX);
+        (Self(asking), asked)
+    }
+
+    /// Asks for an order to be carried out; `None` where too many wait, or the agent has ended.
+    pub async fn order(&self, order: Order) -> Option<Answer> {
+        let (reply, answer) = oneshot::channel();
+        self.0.try_send(Request::Order(order, reply)).ok()?;
+        answer.await.ok()
+    }
+
+    /// Asks for options to be set; `None` as for [`Call::order`].
+    pub async fn knobs(&self, request: KnobsRequest) -> Option<KnobsAnswer> {
+        let (reply, answer) = oneshot::channel();
+        self.0.try_send(Request::Knobs(Box::new(request), reply)).ok()?;
+        answer.await.ok()
+    }
+}

@@ -1,0 +1,127 @@
+//! Options that a person sets over HTTP: by the same checks, the same apply and the same
+//! verification as the policy's own, and then left alone by the policy.
+
+use brokertuner_core::controller::Decision;
+use brokertuner_core::knobs::Apply;
+use brokertuner_core::{Envelope, Knob, KnobSet, Setting, Settings};
+
+use super::{Agent, Verdict};
+use crate::journal::{Entry, Event};
+use crate::knobs_request::{KnobsAnswer, KnobsRequest, Refusal};
+use crate::plan::Plan;
+use crate::state::{How, Scheduled};
+
+impl Agent {
+    /// Checks and carries out what was asked for. Blocks as an apply does.
+    pub fn set_knobs(&mut self, request: KnobsRequest) -> KnobsAnswer {
+        let envelope =
+            self.sample.as_ref().map_or(self.site.envelope, |sample| self.envelope(sample));
+        let (asked, skipped) = split(&request, envelope.opted_in);
+        let target = self.controller.written().with_stated(&asked);
+        let mut refused = request.refused;
+        refused.extend(violations(&envelope, &asked, &target));
+        if !refused.is_empty() {
+            return KnobsAnswer::Refused(refused);
+        }
+        if let Some(reason) = self.is_held() {
+            return KnobsAnswer::Held(reason);
+        }
+        let pinned = self.applier.state().pinned.unwrap_or_default().with_stated(&asked);
+        if let Err(error) = self.applier.remember(|state| state.pinned = Some(pinned)) {
+            return KnobsAnswer::Failed(error.to_string());
+        }
+        let takes_restart = |knob: Knob| knob.spec().apply == Apply::Restart;
+        if self.controller.effective().differing(&target).iter().any(takes_restart) {
+            return self.schedule(asked, skipped);
+        }
+        if target == *self.controller.written() {
+            return KnobsAnswer::Applied(skipped);
+        }
+        let plan = Plan {
+            from: *self.controller.written(),
+            to: target,
+            how: How::Reload,
+            why: "asked for over HTTP".into(),
+            is_roll_back: false,
+        };
+        let decision = Decision::Change { settings: target, apply: Apply::Reload };
+        match self.carry_out(plan, &decision, self.health()) {
+            Verdict::Changed(..) => KnobsAnswer::Applied(skipped),
+            Verdict::Failed(_, error) => KnobsAnswer::Failed(error.to_string()),
+            Verdict::Blind(reason) => KnobsAnswer::Held(reason),
+            other => KnobsAnswer::Failed(format!("{other:?}")),
+        }
+    }
+
+    /// What keeps from changing anything now, in words.
+    fn is_held(&self) -> Option<String> {
+        if let Some(restraint) = self.restraint() {
+            return Some(restraint.to_string());
+        }
+        if self.is_recovery_due {
+            return Some("a change that was cut short is being ended; try again".into());
+        }
+        if self.controller.failures() >= self.site.rules.failures_max {
+            return Some("too many failed changes; see why, then `edge resume`".into());
+        }
+        match self.applier.check_ours() {
+            Ok(()) => None,
+            Err(error) => Some(error.to_string()),
+        }
+    }
+
+    fn schedule(&mut self, asked: Settings, skipped: KnobSet) -> KnobsAnswer {
+        let id = self.applier.number_decision();
+        let earlier = self.controller.requested().copied().unwrap_or_default();
+        let settings = earlier.with_stated(&asked);
+        let scheduled = Some(Scheduled { id, settings });
+        if let Err(error) = self.applier.remember(|state| state.scheduled = scheduled) {
+            return KnobsAnswer::Failed(error.to_string());
+        }
+        self.controller.request(settings);
+        let diff = Plan {
+            from: *self.controller.written(),
+            to: self.controller.written().with_stated(&settings),
+            how: How::Restart,
+            why: String::new(),
+            is_roll_back: false,
+        }
+        .diff();
+        tracing::info!(id, what = diff.join(", "), "Asked for over HTTP; waits for a restart.");
+        let why = "asked for over HTTP; made as soon as budget, quiet hours and the broker's state permit a restart";
+        self.note(&Entry { diff, ..Entry::new(id, Event::Scheduled, why) });
+        KnobsAnswer::Scheduled { id, skipped }
+    }
+}
+
+/// What is asked for, and the held options that are left alone.
+fn split(request: &KnobsRequest, opted_in: KnobSet) -> (Settings, KnobSet) {
+    let mut asked = Settings::UNWRITTEN;
+    let mut skipped = KnobSet::EMPTY;
+    for knob in request.settings.written().iter() {
+        if request.skips_locked && !opted_in.contains(knob) {
+            skipped = skipped.with(knob);
+        } else {
+            asked = asked.with_that_of(knob, &request.settings);
+        }
+    }
+    (asked, skipped)
+}
+
+/// Why the envelope refuses `asked`, one reason per key.
+fn violations(envelope: &Envelope, asked: &Settings, target: &Settings) -> Vec<Refusal> {
+    let is_asked = |knob: Knob| asked.get(knob) != Setting::Unwritten;
+    let found = envelope.check(target);
+    found
+        .iter()
+        .filter_map(|violation| {
+            let knob = violation.knob();
+            // Window and queue are judged together: the reason belongs to the one asked about.
+            let pair = [knob, Knob::InflightMessagesMax, Knob::QueuedMessagesMax];
+            let is_pair = pair[1..].contains(&knob);
+            let candidates = if is_pair { &pair[..] } else { &pair[..1] };
+            let knob = candidates.iter().copied().find(|&knob| is_asked(knob))?;
+            Some(Refusal::of(knob, violation.to_string()))
+        })
+        .collect()
+}

@@ -1,0 +1,46 @@
+//! A change: what, how and why.
+
+use std::fmt;
+
+use brokertuner_core::knobs::Scale;
+use brokertuner_core::{Knob, Setting, Settings};
+
+use crate::state::How;
+
+/// A change: what, how and why.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// The drop-in before.
+    pub from: Settings,
+    /// The drop-in after.
+    pub to: Settings,
+    /// How it is made effective.
+    pub how: How,
+    /// Why.
+    pub why: String,
+    /// It undoes an earlier change.
+    pub is_roll_back: bool,
+}
+
+impl Plan {
+    /// One line per option that changes, as in `max_inflight_messages 20 -> 1000`.
+    #[must_use]
+    pub fn diff(&self) -> Vec<String> {
+        let shown = |knob: Knob, setting: Setting| match (setting.value(), knob.spec().scale) {
+            (None, _) => "(no line)".to_owned(),
+            (Some(value), Scale::Switch) => (value != 0).to_string(),
+            (Some(value), Scale::Log2) => value.to_string(),
+        };
+        let line = |knob: Knob| {
+            let (from, to) = (self.from.get(knob), self.to.get(knob));
+            format!("{knob} {} -> {}", shown(knob, from), shown(knob, to))
+        };
+        self.from.differing(&self.to).iter().map(line).collect()
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} by {} ({})", self.diff().join(", "), self.how, self.why)
+    }
+}

@@ -1,0 +1,59 @@
+//! Disks that are really full or really read-only, in a mount namespace of the agent's own.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use brokertuner_core::Knob;
+
+use super::broker::Broker;
+use super::cli::{edge, ended, on};
+use super::model;
+
+const WANTED: [(Knob, u64); 2] =
+    [(Knob::InflightMessagesMax, 1000), (Knob::QueuedMessagesMax, 10_000)];
+const INSTALL: &str = "unshare is missing: sudo apt-get install -y util-linux";
+/// One page: a file system with no room for anything.
+const FULL: &str = "mount -t tmpfs -o size=4k tmpfs \"$0\" && head -c 4096 /dev/zero > \"$0/fill\"";
+const READ_ONLY: &str = "mount --bind \"$0\" \"$0\" && mount -o remount,bind,ro \"$0\"";
+
+/// `edge once`, with `mount` done to `dir` for it alone; the broker sees nothing of it.
+fn once(config: &Path, dir: &Path, mount: &str) -> (i32, String, String) {
+    let plain = edge(&[]);
+    let mut command = Command::new("unshare");
+    let script = format!("{mount} && exec \"$@\"");
+    command.args(["--mount", "sh", "-c", &script]).arg(dir).arg(plain.get_program());
+    command.args(plain.get_args()).args(["once", "--config"]).arg(config).env_remove("RUST_LOG");
+    ended(&command.output().expect(INSTALL))
+}
+
+#[test]
+fn a_full_or_read_only_disk_changes_nothing_and_is_named() {
+    let broker = Broker::start("");
+    let model = broker.path("model.btm");
+    model::write(&model, &WANTED);
+    let config = broker.edge_config(&model, "[decide]\ninterval_ms = 250\nverify_window_s = 1\n");
+    fs::create_dir(broker.path("state")).unwrap();
+    let before = broker.pid();
+    for (dir, mount, remedy) in [
+        ("state", FULL, "free some space there"),
+        ("state", READ_ONLY, "mount it writable"),
+        ("conf.d", FULL, "free some space there"),
+        ("conf.d", READ_ONLY, "mount it writable"),
+    ] {
+        let dir = broker.path(dir);
+        let (code, out, err) = once(&config, &dir, mount);
+        let said = format!("{out}{err}");
+        assert!(code == 1 || code == 2, "{dir:?}, exit {code}: {said}");
+        assert!(said.contains(remedy) && said.contains(dir.to_str().unwrap()), "{said}");
+        assert_eq!(broker.pid(), before, "restarted: {said}");
+        assert!(!broker.drop_in().exists(), "{said}");
+        let left = fs::read_dir(broker.path("conf.d")).unwrap().count();
+        assert_eq!(left, 0, "something is left in conf.d: {said}");
+        // The failure counts, and its wait: the next row is to start afresh.
+        let _ = fs::remove_file(broker.path("state/edge.state"));
+    }
+    let (code, out, err) = on(&config, &["once"]);
+    assert_eq!(code, 0, "with room again: {out}{err}");
+    assert!(broker.drop_in().exists());
+}

@@ -1,0 +1,404 @@
+//! HTTP against the running agent: every answer word for word, and everything that is refused.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use brokertuner_edge::agent::Report;
+use brokertuner_edge::control::Broker as _;
+use prometheus_parse::{Scrape, Value as Metric};
+use serde_json::{Value, json};
+
+use super::broker::{Broker, eventually, mosquittos};
+use super::cli::on;
+use super::model;
+use super::orders::Site;
+
+const TOKEN: &str = "0123456789abcdef0123456789abcdef";
+
+/// An address that was free just now.
+fn free_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+/// A broker and an agent that wants nothing: what changes is what was asked for.
+fn site(mosquitto: &Path, listen: &str, knobs: &str) -> Site {
+    let broker = Broker::start_with(mosquitto, "");
+    let model = broker.path("model.btm");
+    model::write(&model, &[]);
+    let token = broker.path("token");
+    fs::write(&token, TOKEN).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    fs::set_permissions(&token, mode).unwrap();
+    let decide = "[decide]\ninterval_ms = 250\ndwell_s = 3600\nverify_window_s = 1\n";
+    let token = token.display();
+    let http = format!("[http]\nlisten = \"{listen}\"\ntoken_file = \"{token}\"\n");
+    let config = broker.edge_config(&model, &format!("{decide}{http}{knobs}"));
+    Site { broker, config }
+}
+
+/// Status and body of the answer to these very bytes.
+fn said(mut stream: impl Read + Write, request: &[u8]) -> (u16, String) {
+    // A server that has heard enough may close while we still write.
+    let _ = stream.write_all(request);
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    let answer = String::from_utf8(answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+    let length = format!("Content-Length: {}\r\n", body.len());
+    assert!(status.is_none() || format!("{head}\r\n").contains(&length), "{head}");
+    (status.unwrap_or(0), body.to_owned())
+}
+
+struct Http(SocketAddr);
+
+impl Http {
+    fn raw(&self, request: &[u8]) -> (u16, String) {
+        loop {
+            let stream = TcpStream::connect(self.0).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+            let answer = said(stream, request);
+            if answer.0 != 429 {
+                return answer;
+            }
+            // The tests ask faster than a person.
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    fn get(&self, path: &str) -> (u16, String) {
+        self.raw(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes())
+    }
+
+    fn post_as(&self, authorization: &str, path: &str, body: &str) -> (u16, Value) {
+        let length = body.len();
+        let request = format!(
+            "POST {path} HTTP/1.1\r\nHost: x\r\n{authorization}Content-Length: {length}\r\n\r\n{body}"
+        );
+        let (status, body) = self.raw(request.as_bytes());
+        (status, serde_json::from_str(&body).unwrap())
+    }
+
+    fn post(&self, path: &str, body: &Value) -> (u16, Value) {
+        self.post_as(&format!("Authorization: Bearer {TOKEN}\r\n"), path, &body.to_string())
+    }
+
+    fn up(&self) {
+        eventually("an agent that ticks", || {
+            let stream = TcpStream::connect(self.0).ok()?;
+            let (status, _) = said(stream, b"GET /healthz HTTP/1.1\r\n\r\n");
+            std::thread::sleep(Duration::from_millis(100));
+            (status == 200).then_some(())
+        });
+    }
+}
+
+/// All eleven options, as in the request that the defaults refuse.
+fn all_eleven(memory_limit: u64) -> Value {
+    json!({
+        "max_inflight_messages": 100,
+        "max_inflight_bytes": 0,
+        "max_queued_messages": 5000,
+        "max_queued_bytes": 0,
+        "queue_qos0_messages": true,
+        "memory_limit": memory_limit,
+        "persistence": false,
+        "autosave_interval": 1800,
+        "set_tcp_nodelay": true,
+        "max_packet_size": 1_048_576,
+        "message_size_limit": 0,
+    })
+}
+
+/// Why the defaults refuse [`all_eleven`].
+fn held_reasons() -> serde_json::Map<String, Value> {
+    let held = |key: &str| {
+        let reason = format!("{key} is held at the site's value; opt in to have it changed");
+        (key.to_owned(), json!(reason))
+    };
+    let keys = [
+        "queue_qos0_messages",
+        "memory_limit",
+        "persistence",
+        "max_packet_size",
+        "message_size_limit",
+    ];
+    keys.into_iter().map(held).collect()
+}
+
+#[test]
+fn options_are_set_scheduled_and_refused() {
+    for mosquitto in mosquittos() {
+        let http = Http(free_address());
+        let site = site(&mosquitto, &http.0.to_string(), "");
+        let agent = site.agent();
+        http.up();
+        site.until_tuned();
+
+        assert_eq!(
+            http.post("/apply_knobs", &json!({"autosave_interval": 300})),
+            (200, json!({"status": "ok"}))
+        );
+        let text = fs::read_to_string(site.broker.drop_in()).unwrap();
+        assert!(text.ends_with("\nautosave_interval 300\n"), "{text}");
+        let report = site.until("what was set to be told", |report| !report.pinned.is_empty());
+        assert_eq!(report.pinned, ["autosave_interval"]);
+
+        let refused = held_reasons();
+        let before = text;
+        assert_eq!(
+            http.post("/apply_knobs", &all_eleven(0)),
+            (422, json!({"status": "refused", "refused": refused}))
+        );
+        let (status, body) = http.post(
+            "/apply_knobs",
+            &json!({"max_inflight_messages": 1000, "set_tcp_nodelay": 1, "max_conections": 5}),
+        );
+        assert_eq!(status, 422);
+        assert_eq!(body["refused"]["set_tcp_nodelay"], "must be true or false");
+        assert!(
+            body["refused"]["max_inflight_messages"].as_str().unwrap().contains("below 2 times"),
+            "{body}"
+        );
+        assert_eq!(body["refused"].as_object().unwrap().len(), 3, "{body}");
+        assert_eq!(fs::read_to_string(site.broker.drop_in()).unwrap(), before, "nothing changed");
+
+        let (status, body) = http.post("/apply_knobs?locked=skip", &all_eleven(0));
+        let id = body["id"].as_u64().unwrap();
+        let mut skipped: Vec<&str> = refused.keys().map(String::as_str).collect();
+        skipped.sort_unstable();
+        let mut told: Vec<&str> =
+            body["skipped"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
+        told.sort_unstable();
+        assert_eq!((status, &body["status"], told), (202, &json!("scheduled"), skipped));
+        eventually("the restart", || (site.window() == 100).then_some(()));
+        let is_done = |report: &Report| report.last.as_ref().is_some_and(|last| last.id == id);
+        assert_eq!(site.until("it to be told", is_done).scheduled, None);
+        let (_, out, _) = on(&site.config, &["explain", &id.to_string()]);
+        assert!(out.contains("asked for over HTTP"), "{out}");
+
+        site.done(&["pause"]);
+        assert_eq!(
+            http.post("/apply_knobs", &json!({"autosave_interval": 600})),
+            (409, json!({"status": "held", "reason": "nothing is changed until `edge resume`"}))
+        );
+        drop(agent);
+    }
+}
+
+/// With the options opted in and a memory limit, the same body is accepted.
+#[test]
+fn all_eleven_options_are_accepted_where_the_operator_says_so() {
+    let http = Http(free_address());
+    let tuned = ["queue_qos0_messages", "memory_limit", "persistence", "max_packet_size"];
+    let mut knobs: String =
+        tuned.iter().map(|key| format!("[knobs.{key}]\ntune = \"yes\"\n")).collect();
+    knobs.push_str("[knobs.message_size_limit]\ntune = \"yes\"\n");
+    let site = site(&mosquittos()[0], &http.0.to_string(), &knobs);
+    let agent = site.agent();
+    http.up();
+    // Then it is known what the limits must stay above.
+    site.until_tuned();
+    let (status, body) = http.post("/apply_knobs", &all_eleven(0));
+    assert_eq!(status, 422, "{body}");
+    assert!(
+        body["refused"]["queue_qos0_messages"]
+            .as_str()
+            .unwrap()
+            .contains("set memory_limit as well"),
+        "{body}"
+    );
+    let (status, body) = http.post("/apply_knobs", &all_eleven(256 << 20));
+    assert_eq!(status, 202, "{body}");
+    eventually("the restart", || (site.window() == 100).then_some(()));
+    let connack = site.broker.live().answer().unwrap();
+    assert_eq!(connack.packet_bytes_max, Some(1 << 20));
+    let text = fs::read_to_string(site.broker.drop_in()).unwrap();
+    assert_eq!(text.lines().count(), 1 + 11, "{text}");
+    drop(agent);
+}
+
+#[test]
+fn reading_needs_no_token_and_is_true() {
+    let http = Http(free_address());
+    let site = site(&mosquittos()[0], &http.0.to_string(), "");
+    let agent = site.agent();
+    http.up();
+    site.until_tuned();
+    assert_eq!(http.get("/healthz"), (200, "{\"status\":\"ok\"}\n".into()));
+    let (status, body) = http.get("/status");
+    let report: Report = serde_json::from_str(&body).unwrap();
+    assert_eq!((status, report.broker.pid), (200, Some(site.broker.pid())));
+
+    let (status, text) = http.get("/metrics");
+    assert_eq!(status, 200);
+    let scrape = Scrape::parse(text.lines().map(|line| Ok(line.to_owned()))).unwrap();
+    let written = text.lines().filter(|line| !line.starts_with('#')).count();
+    assert_eq!(scrape.samples.len(), written, "the parser understands every line: {text}");
+    for sample in &scrape.samples {
+        let name = &sample.metric;
+        assert!(name.starts_with("brokertuner_"), "{name}");
+        assert!(scrape.docs.get(name).is_some_and(|help| help.ends_with('.')), "{name}: no help");
+        let is_counter = matches!(sample.value, Metric::Counter(_));
+        let is_typed = is_counter || matches!(sample.value, Metric::Gauge(_));
+        assert!(is_typed && is_counter == name.ends_with("_total"), "{name}: {:?}", sample.value);
+        assert_eq!(text.matches(&format!("# TYPE {name} ")).count(), 1, "{name}");
+    }
+    for line in [
+        "brokertuner_standing{standing=\"tuning\"} 1",
+        "brokertuner_standing{standing=\"off\"} 0",
+        "brokertuner_verdict{verdict=\"hold\"} 1",
+        "brokertuner_setting{option=\"max_inflight_messages\",value=\"site\"} 20",
+        "brokertuner_broker_clients 0",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line}: {text}");
+    }
+    let seconds = text
+        .lines()
+        .find_map(|line| line.strip_prefix("brokertuner_broker_probe_latency_qos0_seconds "));
+    let seconds: f64 = seconds.unwrap_or("0.001").parse().unwrap();
+    assert!((1e-6..1.0).contains(&seconds), "{seconds}: {text}");
+    drop(agent);
+}
+
+#[test]
+fn everything_else_is_refused_in_words() {
+    let http = Http(free_address());
+    let site = site(&mosquittos()[0], &http.0.to_string(), "");
+    let agent = site.agent();
+    http.up();
+    site.until_tuned();
+    let error = |reason: &str| json!({"status": "error", "reason": reason});
+    let needs_token = error("send `Authorization: Bearer TOKEN` with the token of http.token_file");
+    for authorization in [
+        "",
+        "Authorization: Bearer 0123456789abcdef\r\n",
+        "Authorization: Basic 0123456789abcdef0123456789abcdef\r\n",
+        "Authorization: Bearer\r\n",
+    ] {
+        let answer = http.post_as(authorization, "/apply_knobs", "{\"autosave_interval\": 300}");
+        assert_eq!(answer, (401, needs_token.clone()), "{authorization}");
+    }
+    let auth = format!("Authorization: Bearer {TOKEN}\r\n");
+    for (path, body, status, reason) in [
+        ("/apply_knobs", "{}", 400, "the body names no option"),
+        ("/apply_knobs", "[1]", 400, "the body must be a JSON object of options and values"),
+        ("/apply_knobs?locked=no", "{}", 400, "the only query is ?locked=skip"),
+        ("/status", "", 405, "/status takes GET"),
+        (
+            "/x",
+            "",
+            404,
+            "no such path; there are GET /status, /healthz, /metrics and POST /apply_knobs",
+        ),
+    ] {
+        assert_eq!(http.post_as(&auth, path, body), (status, error(reason)), "{path} {body}");
+    }
+    let (status, body) = http.post_as(&auth, "/apply_knobs", "{");
+    assert!(status == 400 && body["reason"].as_str().unwrap().starts_with("the body is no JSON"));
+    let long = "x".repeat(5000);
+    for (request, status) in [
+        ("GET /apply_knobs HTTP/1.1\r\n\r\n".to_owned(), 405),
+        ("HEAD /status HTTP/1.1\r\n\r\n".to_owned(), 405),
+        ("nonsense\r\n\r\n".to_owned(), 400),
+        ("\u{0}\u{1}\u{2}\r\n\r\n".to_owned(), 400),
+        (format!("GET /{long} HTTP/1.1\r\n\r\n"), 431),
+        (format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(40)), 431),
+        ("POST /apply_knobs HTTP/1.1\r\n\r\n".to_owned(), 411),
+        (
+            "POST /apply_knobs HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".to_owned(),
+            501,
+        ),
+        (format!("POST /apply_knobs HTTP/1.1\r\nContent-Length: 5000\r\n\r\n{long}"), 413),
+        ("POST /apply_knobs HTTP/1.1\r\nContent-Length: -1\r\n\r\n".to_owned(), 400),
+        (
+            "POST /apply_knobs HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n12"
+                .to_owned(),
+            400,
+        ),
+    ] {
+        let (found, body) = http.raw(request.as_bytes());
+        assert_eq!(found, status, "{request:.60}: {body}");
+    }
+    assert!(!site.broker.drop_in().exists(), "nothing was changed");
+    drop(agent);
+}
+
+/// Those who never finish a request are let go after 5 s, and others are served meanwhile.
+#[test]
+fn slow_and_many_clients_cost_nothing_but_themselves() {
+    let http = Http(free_address());
+    let site = site(&mosquittos()[0], &http.0.to_string(), "");
+    let agent = site.agent();
+    http.up();
+    let started = Instant::now();
+    let mut slow: Vec<TcpStream> = (0..4)
+        .map(|_| {
+            let mut stream = TcpStream::connect(http.0).unwrap();
+            stream.write_all(b"GET /status HTTP/1.1\r\nX: ").unwrap();
+            stream
+        })
+        .collect();
+    assert_eq!(http.get("/healthz").0, 200);
+    // One byte now and then does not keep the place.
+    let mut first = slow.remove(0);
+    first.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    let mut answer = Vec::new();
+    eventually("the slow one to be let go", || {
+        let _ = first.write_all(b"y");
+        let mut bytes = [0; 1024];
+        let count = first.read(&mut bytes).unwrap_or(0);
+        answer.extend_from_slice(&bytes[..count]);
+        (count > 0).then_some(())
+    });
+    assert!(String::from_utf8_lossy(&answer).starts_with("HTTP/1.1 408 "), "{answer:?}");
+    assert!(started.elapsed() >= Duration::from_secs(4));
+    drop(slow);
+
+    // More at once than there are places.
+    let crowd: Vec<TcpStream> = (0..30).map(|_| TcpStream::connect(http.0).unwrap()).collect();
+    let turned_away = crowd.iter().filter(|stream| {
+        let mut stream: &TcpStream = stream;
+        stream.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        let mut bytes = [0; 64];
+        let count = stream.read(&mut bytes).unwrap_or(0);
+        let text = String::from_utf8_lossy(&bytes[..count]).into_owned();
+        text.starts_with("HTTP/1.1 503 ") || text.starts_with("HTTP/1.1 429 ")
+    });
+    assert!(turned_away.count() >= 20);
+    for stream in &crowd {
+        let _ = stream.shutdown(Shutdown::Both);
+    }
+    drop(crowd);
+    eventually("places to be free again", || {
+        std::thread::sleep(Duration::from_millis(100));
+        (http.get("/healthz").0 == 200).then_some(())
+    });
+    drop(agent);
+}
+
+#[test]
+fn a_unix_socket_serves_as_well_and_a_taken_port_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("http.sock");
+    let broker = site(&mosquittos()[0], &format!("unix:{}", path.display()), "");
+    let agent = broker.agent();
+    let answer = eventually("an answer", || {
+        let stream = UnixStream::connect(&path).ok()?;
+        let (status, body) = said(stream, b"GET /healthz HTTP/1.1\r\n\r\n");
+        (status == 200).then_some(body)
+    });
+    assert_eq!(answer, "{\"status\":\"ok\"}\n");
+    let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&path).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o660);
+    drop(agent);
+
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let site = site(&mosquittos()[0], &taken.local_addr().unwrap().to_string(), "");
+    let (code, _, err) = on(&site.config, &["run"]);
+    assert!(code == 2 && err.contains("http.listen: 127.0.0.1:"), "{code}: {err}");
+}

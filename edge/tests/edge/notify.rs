@@ -1,0 +1,54 @@
+//! What the service manager hears: ready without a broker, fed, told why, told of the end.
+
+use std::fs;
+use std::os::unix::net::UnixDatagram;
+use std::process::Stdio;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::broker::{Broker, PATIENCE, eventually};
+use super::cli::{Running, edge};
+use super::model;
+
+#[test]
+fn the_service_manager_is_told_also_without_a_broker() {
+    let broker = Broker::start("");
+    model::write(&broker.path("model.btm"), &[]);
+    let config = broker.edge_config(&broker.path("model.btm"), "");
+    // Nobody listens there: the agent starts before the broker, or without it.
+    let text = fs::read_to_string(&config).unwrap();
+    let port = format!("port = {}\n", broker.address.port());
+    fs::write(&config, text.replace(&port, "port = 1\n")).unwrap();
+    let path = broker.path("notify");
+    let manager = UnixDatagram::bind(&path).unwrap();
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut command = edge(&["run", "--config", config.to_str().unwrap()]);
+    command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "200000");
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut agent = Running(command.spawn().unwrap());
+
+    let mut heard = String::new();
+    let mut hear = |what: &str, times: usize| {
+        eventually(what, || {
+            if heard.matches(what).count() >= times {
+                return Some(());
+            }
+            let mut buffer = [0; 4096];
+            let bytes = manager.recv(&mut buffer).unwrap();
+            heard.push_str(std::str::from_utf8(&buffer[..bytes]).unwrap());
+            heard.push('\n');
+            (heard.matches(what).count() >= times).then_some(())
+        });
+    };
+    hear("READY=1", 1);
+    let started = std::time::Instant::now();
+    hear("STATUS=no broker listens on ", 1);
+    hear("WATCHDOG=1", 20);
+    // Twice per period of 200 ms, so never in a burst.
+    assert!(started.elapsed() > Duration::from_millis(1000), "{:?}", started.elapsed());
+    kill(Pid::from_raw(i32::try_from(agent.0.id()).unwrap()), Signal::SIGTERM).unwrap();
+    hear("STOPPING=1", 1);
+    assert!(eventually("its end", || agent.0.try_wait().unwrap()).success());
+}
