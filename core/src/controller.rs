@@ -22,6 +22,9 @@ pub const RESTARTS_REMEMBERED_MAX: usize = 64;
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
+/// A load that is so many times what it was before a change may be to blame in the change's place.
+const HEAVIER_LOAD_FACTOR: f32 = 1.5;
+
 /// Restarts by others within a verify window that make a crash loop: the first may be a person.
 const CRASHES_MIN: u8 = 2;
 
@@ -108,6 +111,8 @@ impl Rules {
 pub struct Health {
     /// Whether the broker answers at all.
     pub is_serving: bool,
+    /// Messages that clients publish a second: the load that the other figures belong to.
+    pub received_per_s: Option<f32>,
     /// Round trip of the agent's probe.
     pub probe_latency_us: Option<f32>,
     /// Dropped over dropped and sent.
@@ -126,6 +131,7 @@ impl Health {
         let limit_bytes = targets.rss_limit_mib.max(1) as f32 * 1_048_576.0;
         Health {
             is_serving,
+            received_per_s: metrics.publish_received_per_s,
             probe_latency_us: metrics.probe_latency_us_qos1.or(metrics.probe_latency_us_qos0),
             dropped_share: dropped.map(|(dropped, sent)| match dropped + sent {
                 total if total > 0.0 => dropped / total,
@@ -589,6 +595,10 @@ impl Controller {
             let is_settled = watch.apply == Apply::Reload && seen.is_serving && !is_unseen;
             return (!is_settled).then_some(Decision::Hold(HoldReason::Verifying));
         }
+        let comes_soon = |part| matches!(part, Ok(_) | Err(HoldReason::Settling));
+        if watch.apply == Apply::Reload && comes_soon(self.restart_part(now, inputs)) {
+            return None;
+        }
         let worse = self.worse(&watch, &seen).or(is_unseen.then_some(RollBackReason::Unseen));
         let Some(reason) = worse else {
             self.watch = None;
@@ -643,6 +653,11 @@ impl Controller {
             && watch.apply == Apply::Restart
         {
             Some(RollBackReason::ClientsLost)
+        } else if is_worse(before.received_per_s, now.received_per_s, &|b, n| {
+            n > b * HEAVIER_LOAD_FACTOR
+        }) {
+            // What is worse now may have come with the load: no evidence against the settings.
+            None
         } else if is_worse(before.dropped_share, now.dropped_share, &|b, n| {
             n > b + rules.worse_dropped_share
         }) {

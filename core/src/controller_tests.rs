@@ -25,6 +25,7 @@ fn window(value: u64) -> Settings {
 fn healthy() -> Health {
     Health {
         is_serving: true,
+        received_per_s: Some(1000.0),
         probe_latency_us: Some(2000.0),
         dropped_share: Some(0.0),
         clients: Some(20.0),
@@ -563,4 +564,57 @@ fn what_is_in_force_as_wanted_is_written_without_a_restart() {
     let held = controller.step(at(60), &wants(window(1000)));
     assert_eq!(held, Decision::Hold(HoldReason::Satisfied));
     assert!(controller.dormant().contains(Knob::TcpNodelay), "not wanted, and no harm");
+}
+
+/// A controller that has just restarted the broker at 60 s for a larger window.
+fn restarted() -> (Controller, Inputs) {
+    let mut controller = controller();
+    let inputs = wants(window(1000));
+    let (second, decision) = until_done(&mut controller, 0, &inputs, Outcome::Done).unwrap();
+    assert!(second <= 60 && matches!(decision, Decision::Change { apply: Apply::Restart, .. }));
+    (controller, inputs)
+}
+
+#[test]
+fn a_change_is_not_blamed_for_a_heavier_load() {
+    let drops = Health { dropped_share: Some(0.5), probe_latency_us: Some(1e6), ..healthy() };
+    let ended = |health: Health| {
+        let (mut controller, inputs) = restarted();
+        until_done(&mut controller, 65, &Inputs { health, ..inputs }, Outcome::Done)
+    };
+    let blamed = ended(drops);
+    assert!(matches!(blamed, Some((_, Decision::RollBack { .. }))), "{blamed:?}");
+    let heavier = Health { received_per_s: Some(20_000.0), ..drops };
+    assert_eq!(ended(heavier), None);
+    let nobody = Health { clients: Some(0.0), ..heavier };
+    let lost = ended(nobody);
+    assert!(
+        matches!(lost, Some((_, Decision::RollBack { reason: RollBackReason::ClientsLost, .. }))),
+        "{lost:?}"
+    );
+}
+
+#[test]
+fn a_reload_is_not_judged_while_a_restart_settles() {
+    let rules = Rules {
+        verify_window: Duration::from_secs(10),
+        dwell: Duration::from_secs(60),
+        ..Rules::default()
+    };
+    let mut controller = Controller::new(rules, Settings::UNWRITTEN);
+    let mut both = window(1000);
+    both.set(Knob::AutosaveInterval, 300).unwrap();
+    let filling = |share| Inputs {
+        health: Health { dropped_share: Some(share), ..healthy() },
+        ..wants(both)
+    };
+    let reload = controller.step(at(0), &filling(0.1));
+    assert!(matches!(reload, Decision::Change { apply: Apply::Reload, .. }), "{reload:?}");
+    controller.applied(at(0), &reload, Outcome::Done, filling(0.1).health);
+    for second in (5..60).step_by(5) {
+        let decision = controller.step(at(second), &filling(0.6));
+        assert_eq!(decision, Decision::Hold(HoldReason::Settling), "{second}");
+    }
+    let restart = controller.step(at(60), &filling(0.6));
+    assert_eq!(restart, Decision::Change { settings: both, apply: Apply::Restart });
 }

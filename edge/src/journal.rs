@@ -158,10 +158,18 @@ struct Shown<'h>(&'h Health);
 
 impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Health { is_serving, probe_latency_us, dropped_share, clients, memory_share } = self.0;
+        let Health {
+            is_serving,
+            received_per_s,
+            probe_latency_us,
+            dropped_share,
+            clients,
+            memory_share,
+        } = self.0;
         f.write_str(if *is_serving { "serving" } else { "answering nobody" })?;
         let percent = |share: Option<f32>| share.map(|share| share * 100.0);
         for (name, value, unit) in [
+            ("received", *received_per_s, " messages/s"),
             ("probe", *probe_latency_us, " us"),
             ("dropped", percent(*dropped_share), " %"),
             ("clients", *clients, ""),

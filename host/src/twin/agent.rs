@@ -68,7 +68,7 @@ impl Gateway {
         metrics: &Metrics,
         wanted: Option<Settings>,
     ) -> Decision {
-        let health = self.health(metrics, world);
+        let health = Health::of(metrics, &self.targets, world.is_serving());
         let inputs = Inputs {
             wanted: wanted.unwrap_or(self.controller.standing()),
             envelope: self.envelope,
@@ -113,21 +113,6 @@ impl Gateway {
     #[must_use]
     pub fn timeline(&self) -> &[(f64, Settings)] {
         &self.timeline
-    }
-
-    fn health(&self, metrics: &Metrics, world: &World) -> Health {
-        let dropped = metrics.publish_dropped_per_s.zip(metrics.publish_sent_per_s);
-        let limit_bytes = self.targets.rss_limit_mib.max(1) as f32 * 1_048_576.0;
-        Health {
-            is_serving: world.is_serving(),
-            probe_latency_us: metrics.probe_latency_us_qos1,
-            dropped_share: dropped.map(|(dropped, sent)| match dropped + sent {
-                total if total > 0.0 => dropped / total,
-                _ => 0.0,
-            }),
-            clients: metrics.clients_others,
-            memory_share: metrics.rss_bytes.map(|bytes| bytes / limit_bytes),
-        }
     }
 }
 
