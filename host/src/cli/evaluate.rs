@@ -117,9 +117,9 @@ impl EvaluateArgs {
             crate::progress::hide();
         }
         let scenarios = self.loads()?;
-        let (bench, broker_version) = self.bench()?;
         let dir = tempfile::tempdir().context("cannot make a folder for untrained models")?;
         let arms = self.arms(&dir, &scenarios)?;
+        let (bench, broker_version) = self.bench()?;
         create_parent(&self.out)?;
         let mut journal = Journal::open(&self.out, self.resume)?;
         let mut config = EvaluateConfig {

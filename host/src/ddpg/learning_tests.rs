@@ -215,10 +215,10 @@ fn a_resumed_run_equals_an_uninterrupted_one() {
     assert!(std::fs::read(&path).unwrap() == std::fs::read(&copy).unwrap(), "checkpoints differ");
 }
 
-/// Two hills over the action; the policy begins on the lower one.
+/// Two hills over the action: a broad one, and a higher one that few actions are on.
 fn two_hills(action: f32) -> f32 {
     let hill = |at: f32, width: f32| (-((action - at) / width).powi(2)).exp();
-    0.5 * hill(0.1, 0.5) + hill(-0.8, 0.15)
+    0.7 * hill(0.5, 0.7) + hill(-0.75, 0.22)
 }
 
 /// The action of a policy that was taught the worth of 40 actions on each of 20 sites.
@@ -234,7 +234,7 @@ fn taught(guide: f64, seed: u64) -> f32 {
         };
         agent.teach(&(0..40).map(trial).collect::<Vec<_>>()).unwrap();
     }
-    for _ in 0..1500 {
+    for _ in 0..2500 {
         agent.update().unwrap();
     }
     agent.act(&[0.1, -0.1, 0.2])[0]
@@ -245,7 +245,7 @@ fn lessons_teach_before_the_first_step_and_the_guide_finds_the_higher_hill() {
     let reached = |guide| [1, 2, 3].map(|seed| two_hills(taught(guide, seed)));
     let (alone, guided) = (reached(0.0), reached(7.0));
     assert!(guided.iter().all(|height| *height > 0.9), "{guided:?}");
-    assert!(alone.iter().any(|height| *height < 0.6), "the problem is too easy: {alone:?}");
+    assert!(alone.iter().any(|height| *height < 0.75), "the problem is too easy: {alone:?}");
 }
 
 #[test]
