@@ -5,15 +5,15 @@
 //! [`Controller::applied`]. Three settings are kept apart: *written* to the file, *effective* in
 //! the running broker, and *wanted* by the policy.
 
+mod health;
 mod reason;
 
 use crate::envelope::Envelope;
-use crate::features::Targets;
 use crate::knobs::{Apply, KNOB_COUNT, Knob, KnobSet};
-use crate::sample::Metrics;
 use crate::settings::{Setting, Settings};
 use embassy_time::{Duration, Instant};
 
+pub use health::Health;
 pub use reason::{HoldReason, RollBackReason};
 
 /// Restarts that are remembered: bounds the budgets that can be configured.
@@ -101,56 +101,6 @@ impl Rules {
     pub fn for_deadline(deadline_ms: u32) -> Rules {
         let worse_latency_us_min = deadline_ms as f32 * 1000.0 / 4.0;
         Rules { worse_latency_us_min, ..Rules::default() }
-    }
-}
-
-/// How the broker does; `None` where it is not known.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-pub struct Health {
-    /// Whether the broker answers at all.
-    pub is_serving: bool,
-    /// Messages that clients publish a second: the load that the other figures belong to.
-    pub received_per_s: Option<f32>,
-    /// Round trip of the agent's probe.
-    pub probe_latency_us: Option<f32>,
-    /// Dropped over dropped and sent.
-    pub dropped_share: Option<f32>,
-    /// Connections of others.
-    pub clients: Option<f32>,
-    /// Resident memory over what the site permits.
-    pub memory_share: Option<f32>,
-}
-
-impl Health {
-    /// Health by what was measured.
-    #[must_use]
-    pub fn of(metrics: &Metrics, targets: &Targets, is_serving: bool) -> Health {
-        let dropped = metrics.publish_dropped_per_s.zip(metrics.publish_sent_per_s);
-        let limit_bytes = targets.rss_limit_mib.max(1) as f32 * 1_048_576.0;
-        Health {
-            is_serving,
-            received_per_s: metrics.publish_received_per_s,
-            probe_latency_us: metrics.probe_latency_us_qos1.or(metrics.probe_latency_us_qos0),
-            dropped_share: dropped.map(|(dropped, sent)| match dropped + sent {
-                total if total > 0.0 => dropped / total,
-                _ => 0.0,
-            }),
-            clients: metrics.clients_others,
-            memory_share: metrics.rss_bytes.map(|bytes| bytes / limit_bytes),
-        }
-    }
-
-    /// Whether every figure that `before` had is there.
-    fn shows_all_of(&self, before: &Health) -> bool {
-        let pairs = [
-            (before.probe_latency_us, self.probe_latency_us),
-            (before.dropped_share, self.dropped_share),
-            (before.clients, self.clients),
-            (before.memory_share, self.memory_share),
-        ];
-        pairs.iter().all(|(before, now)| before.is_none() || now.is_some())
     }
 }
 

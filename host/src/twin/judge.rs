@@ -121,11 +121,22 @@ impl<'a> Judge<'a> {
             seconds: vec![vec![(0, 0); phase.duration_s as usize]; phase.subscribe.len()],
             rotation: 0,
         };
+        let filters = judge.subscribe(phase);
+        judge.announce(phase, &filters);
+        for index in 0..judge.publishers.len() {
+            judge.schedule_due(index);
+        }
+        judge.run(phase);
+        judge
+    }
+
+    /// Subscribers of the phase; answers with their filters.
+    fn subscribe(&mut self, phase: &crate::scenario::Phase) -> Vec<String> {
         let mut filters = Vec::new();
         for (index, group) in phase.subscribe.iter().enumerate() {
             for client in 0..group.clients {
                 filters.push(topic::expand(&group.filter, &group.name, client));
-                judge.subscribers.push(Subscriber {
+                self.subscribers.push(Subscriber {
                     group: index,
                     qos: group.qos,
                     ack_delay_us: group.ack_delay.as_secs_f64() * 1e6,
@@ -143,6 +154,11 @@ impl<'a> Judge<'a> {
                 });
             }
         }
+        filters
+    }
+
+    /// Publishers of the phase, and who hears them.
+    fn announce(&mut self, phase: &crate::scenario::Phase, filters: &[String]) {
         for (index, group) in phase.publish.iter().enumerate() {
             let rate_hz = group.rate.per_client_hz(group.clients, None).unwrap_or(1.0);
             let schedule =
@@ -156,7 +172,7 @@ impl<'a> Judge<'a> {
                     k += 1;
                 }
                 let hears = |filter: &String| topic::matches(filter, &topic);
-                judge.audience.push(
+                self.audience.push(
                     filters.iter().enumerate().filter(|(_, f)| hears(f)).map(|(i, _)| i).collect(),
                 );
                 let window = match group.qos {
@@ -164,14 +180,9 @@ impl<'a> Judge<'a> {
                     _ => usize::from(group.inflight),
                 };
                 let (unsent, inbox) = (VecDeque::new(), VecDeque::new());
-                judge.publishers.push(Publisher { group: index, due, unsent, inbox, window });
+                self.publishers.push(Publisher { group: index, due, unsent, inbox, window });
             }
         }
-        for index in 0..judge.publishers.len() {
-            judge.schedule_due(index);
-        }
-        judge.run(phase);
-        judge
     }
 
     /// Mean over the seconds, mean over the groups by weight.

@@ -1,0 +1,54 @@
+//! How the broker does, as one decision sees it.
+
+use crate::features::Targets;
+use crate::sample::Metrics;
+
+/// How the broker does; `None` where it is not known.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Health {
+    /// Whether the broker answers at all.
+    pub is_serving: bool,
+    /// Messages that clients publish a second: the load that the other figures belong to.
+    pub received_per_s: Option<f32>,
+    /// Round trip of the agent's probe.
+    pub probe_latency_us: Option<f32>,
+    /// Dropped over dropped and sent.
+    pub dropped_share: Option<f32>,
+    /// Connections of others.
+    pub clients: Option<f32>,
+    /// Resident memory over what the site permits.
+    pub memory_share: Option<f32>,
+}
+
+impl Health {
+    /// Health by what was measured.
+    #[must_use]
+    pub fn of(metrics: &Metrics, targets: &Targets, is_serving: bool) -> Health {
+        let dropped = metrics.publish_dropped_per_s.zip(metrics.publish_sent_per_s);
+        let limit_bytes = targets.rss_limit_mib.max(1) as f32 * 1_048_576.0;
+        Health {
+            is_serving,
+            received_per_s: metrics.publish_received_per_s,
+            probe_latency_us: metrics.probe_latency_us_qos1.or(metrics.probe_latency_us_qos0),
+            dropped_share: dropped.map(|(dropped, sent)| match dropped + sent {
+                total if total > 0.0 => dropped / total,
+                _ => 0.0,
+            }),
+            clients: metrics.clients_others,
+            memory_share: metrics.rss_bytes.map(|bytes| bytes / limit_bytes),
+        }
+    }
+
+    /// Whether every figure that `before` had is there.
+    pub(super) fn shows_all_of(&self, before: &Health) -> bool {
+        let pairs = [
+            (before.probe_latency_us, self.probe_latency_us),
+            (before.dropped_share, self.dropped_share),
+            (before.clients, self.clients),
+            (before.memory_share, self.memory_share),
+        ];
+        pairs.iter().all(|(before, now)| before.is_none() || now.is_some())
+    }
+}
