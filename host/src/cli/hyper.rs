@@ -16,6 +16,8 @@ pub(crate) enum Preset {
     Demo,
     /// For lessons and many steps in the twin.
     Twin,
+    /// For a few hundred steps on real brokers after the twin.
+    Finish,
 }
 
 impl Preset {
@@ -27,6 +29,7 @@ impl Preset {
             Preset::Seed => Hyper::seed(),
             Preset::Demo => Hyper::demo(),
             Preset::Twin => Hyper::twin(),
+            Preset::Finish => Hyper::finish(),
         }
     }
 }

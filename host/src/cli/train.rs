@@ -168,8 +168,8 @@ pub(crate) struct TrainArgs {
     /// Go on from the newest checkpoint in --out, with its hyperparameters, schema and seed.
     #[arg(long)]
     resume: bool,
-    /// Starting point of the hyperparameters. Default: default on real brokers, twin in the twin,
-    /// with --from those of that run.
+    /// Starting point of the hyperparameters. Default: twin in the twin; on real brokers default,
+    /// and finish with --from.
     #[arg(long, value_enum)]
     preset: Option<Preset>,
     /// The state vector; default: edge.
@@ -452,9 +452,14 @@ impl TrainArgs {
         if self.schema.is_some_and(|wanted| Schema::from(wanted) != schema) {
             bail!("{name} is of schema {schema:?}; leave --schema out, or begin without --from");
         }
-        let preset = self.preset.map_or_else(|| agent.hyper().clone(), Preset::hyper);
+        let default = match self.env {
+            EnvKind::Broker => Preset::Finish,
+            EnvKind::Twin => Preset::Twin,
+        };
+        let preset = self.preset.unwrap_or(default).hyper();
+        let hidden = agent.hyper().hidden;
         let agent = agent
-            .continued(self.hyper.over(preset), seed)
+            .continued(self.hyper.over(Hyper { hidden, ..preset }), seed)
             .with_context(|| format!("{name} does not fit --preset or --hidden"))?;
         Ok((agent, schema))
     }

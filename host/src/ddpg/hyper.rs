@@ -205,6 +205,20 @@ impl Hyper {
         }
     }
 
+    /// For a few hundred steps on real brokers after [`Hyper::twin`]: small steps, little noise, and
+    /// half of each batch are the lessons of the twin.
+    #[must_use]
+    pub fn finish() -> Self {
+        Hyper {
+            actor_lr: 1e-4,
+            critic_lr: 3e-4,
+            warm_up_steps: 1,
+            sigma_start: 0.05,
+            updates_per_step: 20,
+            ..Self::twin()
+        }
+    }
+
     /// What a reward of `rate` at every step is worth in the long run.
     #[must_use]
     pub fn value_of(&self, rate: f64) -> f64 {
@@ -300,7 +314,9 @@ mod tests {
 
     #[test]
     fn presets_are_valid_and_survive_json() {
-        for hyper in [Hyper::default(), Hyper::seed(), Hyper::demo(), Hyper::twin()] {
+        for hyper in
+            [Hyper::default(), Hyper::seed(), Hyper::demo(), Hyper::twin(), Hyper::finish()]
+        {
             hyper.validate().unwrap();
             let text = serde_json::to_string(&hyper).unwrap();
             assert_eq!(serde_json::from_str::<Hyper>(&text).unwrap(), hyper);
