@@ -422,6 +422,8 @@ fn what_may_not_be_read_or_written_is_named() {
     ended.assert_says("read-only", NO, &["cannot write", &aside, "run edge as a user who may"]);
     place.assert_untouched("read-only");
 
+    // The model that was accepted just now would be used in the place of one that can't be read.
+    fs::remove_file(place.config.state_dir.join("accepted.btm")).unwrap();
     for (case, file, key) in
         [("configuration", &config, "edge.toml"), ("model", &place.config.model, "model.path: ")]
     {
