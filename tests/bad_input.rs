@@ -404,7 +404,9 @@ fn a_drop_in_of_someone_else_is_left_alone() {
 fn what_may_not_be_read_or_written_is_named() {
     let place = Place::new();
     let tool = place.path("edge");
-    fs::copy(program(), &tool).unwrap();
+    // By another process: what this one has open for writing may be passed on to what another test
+    // starts, and can't be executed until that has ended.
+    assert!(Command::new("cp").arg(program()).arg(&tool).status().unwrap().success());
     fs::create_dir(&place.config.state_dir).unwrap();
     for open in [place.dir.path(), place.broker.conf_path().parent().unwrap(), &tool] {
         open_to_all(open);
@@ -420,6 +422,8 @@ fn what_may_not_be_read_or_written_is_named() {
     ended.assert_says("read-only", NO, &["cannot write", &aside, "run edge as a user who may"]);
     place.assert_untouched("read-only");
 
+    // The model that was accepted just now would be used in the place of one that can't be read.
+    fs::remove_file(place.config.state_dir.join("accepted.btm")).unwrap();
     for (case, file, key) in
         [("configuration", &config, "edge.toml"), ("model", &place.config.model, "model.path: ")]
     {

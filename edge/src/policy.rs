@@ -56,7 +56,7 @@ where
 #[derive(Debug, thiserror::Error)]
 pub enum PolicyError {
     /// It can't be read.
-    #[error("model: {0}")]
+    #[error(transparent)]
     File(#[from] FileError),
     /// It is not there.
     #[error("{}: no such file; make one with `host train` and `host export`, or correct model.path", path.display())]

@@ -200,7 +200,7 @@ fn load_as_agent(path: &std::path::Path) -> anyhow::Result<Config> {
 /// The machine as the configuration says, and the policy of its model.
 fn prepare(config: &Config) -> anyhow::Result<(Site, LivePolicy)> {
     let site = Site::look(config, &Environment::of_process())?;
-    let policy = ModelSource::of(config)?.open()?;
+    let policy = ModelSource::of(config)?.open().context("model.path")?;
     for warning in site.warnings() {
         tracing::warn!("{warning}");
     }

@@ -66,6 +66,18 @@ pub(crate) fn program(path: impl AsRef<OsStr>) -> Command {
     }
 }
 
+/// As [`program`], of a copy of edge in `dir`: where the build lies may be closed to other users.
+pub(crate) fn copy_of_edge(dir: &Path) -> Command {
+    let copy = dir.join("edge");
+    if !copy.exists() {
+        // By another process: a file that this one has open for writing may be passed on to what
+        // another test starts, and can't be executed until that has ended.
+        let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_edge")).arg(&copy).status();
+        assert!(copied.is_ok_and(|status| status.success()), "cp to {}", copy.display());
+    }
+    program(copy)
+}
+
 fn mosquitto() -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use super::broker::{Broker, mosquittos, program};
+use super::broker::{Broker, copy_of_edge, mosquittos};
 use super::cli::{WIDE, on};
 use super::model;
 
@@ -156,10 +156,7 @@ fn rights_are_those_of_the_user_who_asks() {
     fs::create_dir(broker.path("state")).unwrap();
     let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     fs::set_permissions(broker.dir.path(), open).unwrap();
-    // Where the build lies may be closed to others: a copy beside the broker is not.
-    let copy = broker.path("edge");
-    fs::copy(env!("CARGO_BIN_EXE_edge"), &copy).unwrap();
-    let program = program(copy);
+    let program = copy_of_edge(broker.dir.path());
     let output = Command::new("setpriv")
         .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
         .arg(program.get_program())

@@ -13,7 +13,7 @@ use brokertuner_edge::control::Broker as _;
 use brokertuner_edge::helper::{Answer, Client, Request};
 use nix::unistd::{User, chown};
 
-use super::broker::{Broker, PATIENCE, eventually, program};
+use super::broker::{Broker, PATIENCE, copy_of_edge, eventually};
 use super::cli::{Running, edge, on};
 use super::model;
 
@@ -67,13 +67,7 @@ impl Site {
 
     /// `edge once` as a user without any rights.
     fn once(&self) -> Output {
-        let edge = env!("CARGO_BIN_EXE_edge");
-        // The program may lie where only root can go.
-        let copy = self.broker.path("edge");
-        if !copy.exists() {
-            fs::copy(edge, &copy).unwrap();
-        }
-        let program = program(copy);
+        let program = copy_of_edge(self.broker.dir.path());
         Command::new("setpriv")
             .args([
                 "--reuid",
