@@ -347,7 +347,7 @@ mod tests {
                      why       the policy's answer\n\
                      inputs    latency 61 steps (probe_latency_us_qos1 52000.0)\n\
                      expected  max_inflight_messages: hides the link\n\
-                     before    serving, probe unknown, dropped unknown, clients 12, memory unknown\n\
+                     before    serving, received unknown, probe unknown, dropped unknown, clients 12, memory unknown\n\
                      to undo   edge rollback\n";
         assert_eq!(entry(7).to_string(), shown);
     }
