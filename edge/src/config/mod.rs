@@ -87,7 +87,7 @@ sections! {
 
     /// The privileged helper (`edge helper`), so that the agent itself needs no rights.
     Helper {
-        /// Have it write the drop-in, and reload and restart the broker in the ways of [control].
+        /// Have it write the drop-in, and reload and restart the broker in the ways that `control` sets.
         r#use: bool = false,
         /// Where it listens.
         socket: PathBuf = PathBuf::from("/run/brokertuner/helper.sock"),
