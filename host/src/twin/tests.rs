@@ -80,7 +80,7 @@ fn cohorts_and_slices_say_what_single_messages_say() {
     let at = |share: f64| found[(found.len() as f64 * share) as usize].0;
     println!("median {:.3}, 90th percentile {:.3}", at(0.5), at(0.9));
     // The rest are loads at the edge of what the slow core carries.
-    assert!(at(0.5) <= 0.005 && at(0.8) <= 0.05 && at(0.9) <= 0.15);
+    assert!(at(0.5) <= 0.005 && at(0.9) <= 0.05);
 }
 
 #[test]

@@ -49,6 +49,9 @@ struct Stage {
     expectations: Vec<Expectation>,
 }
 
+/// How soon a client answers that answers at once, about: it wakes, reads and writes.
+const CLIENT_TURN_US: f64 = 200.0;
+
 /// Weight of a group, and its seconds whose deadlines have passed.
 type Closed = (f64, Vec<score::SecondCounts>);
 
@@ -92,6 +95,8 @@ pub struct World {
     scored_from: Slice,
     /// CPU time of the broker before that.
     lead_in_cpu_us: f64,
+    /// The end of the last phase, and CPU time of the broker until then; subscribers stay for longer.
+    ended: Option<(Slice, f64)>,
     connections: Vec<Subscribers>,
     round: Round,
     /// Stages under way, the current one last.
@@ -119,6 +124,7 @@ impl World {
             scored_from: Slice::START + Span::of_s(config.lead_in_s, config.slice_us),
             broker,
             lead_in_cpu_us: 0.0,
+            ended: None,
             now: Slice::START,
             connections: Vec::new(),
             round: Round::default(),
@@ -242,9 +248,10 @@ impl World {
     /// CPU time of the broker in the scored part, of one core.
     #[must_use]
     pub fn cpu_share(&self) -> f64 {
+        let (until, used_us) = self.ended.unwrap_or((self.now, self.broker.budget.used_us()));
         let scored_us =
-            f64::from(self.now.since(self.scored_from).slices()) * f64::from(self.config.slice_us);
-        (self.broker.budget.used_us() - self.lead_in_cpu_us) / scored_us.max(1.0)
+            f64::from(until.since(self.scored_from).slices()) * f64::from(self.config.slice_us);
+        (used_us - self.lead_in_cpu_us) / scored_us.max(1.0)
     }
 
     /// The largest resident memory.
@@ -286,8 +293,9 @@ impl World {
                 self.begin(next, None);
             } else if self.config.repeat {
                 self.begin(0, None);
-            } else if stage.stay_until <= self.now {
-                self.is_over = true;
+            } else {
+                self.is_over = stage.stay_until <= self.now;
+                self.ended.get_or_insert((self.now, self.broker.budget.used_us()));
             }
         }
         while self.live.len() > 1 && self.live.front().is_some_and(|s| s.stay_until <= self.now) {
@@ -444,6 +452,7 @@ impl World {
     /// Rounds of the broker's loop, for as long as there is time and something to do. A round that
     /// is longer than the slice goes on in the next one, where it stopped.
     fn run_broker(&mut self) {
+        let mut unheard_us = 0.0;
         self.broker.budget.refill();
         if !self.broker.is_up(self.now) {
             return;
@@ -464,6 +473,14 @@ impl World {
             let round_us = self.broker.costs().round_us;
             self.broker.budget.spend(answers_us + round_us);
             self.broker.budget.round_us = cost + round_us;
+            unheard_us += cost + round_us;
+            if unheard_us >= CLIENT_TURN_US {
+                unheard_us = 0.0;
+                // Clients that answer at once do so while the broker is at later rounds.
+                for connection in &mut self.connections {
+                    connection.arrive(self.now);
+                }
+            }
         }
         if self.broker.budget.is_left() {
             // Nothing waits: a probe is a round of its own.
