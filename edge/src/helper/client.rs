@@ -43,7 +43,7 @@ impl Client {
         let stream = UnixStream::connect(&self.socket).map_err(failed)?;
         stream.set_read_timeout(Some(self.timeout)).map_err(failed)?;
         stream.set_write_timeout(Some(self.timeout)).map_err(failed)?;
-        send(&stream, request).and_then(|()| receive(&stream)).map_err(failed)
+        exchange(&stream, request).map_err(failed)
     }
 
     fn done(&self, request: &Request) -> io::Result<()> {
@@ -77,6 +77,13 @@ impl Client {
             Answer::Done | Answer::Process(_) => Err(io::Error::other("another answer")),
         }
     }
+}
+
+/// Asks, and hears the answer: also where the helper had given it, and closed, before it was asked
+/// (it refuses a user without reading on).
+fn exchange(stream: &UnixStream, request: &Request) -> io::Result<Answer> {
+    let sent = send(stream, request);
+    receive(stream).map_err(|error| sent.err().unwrap_or(error))
 }
 
 /// What the next restart is to do beside: saving and setting aside come before it, and are one
@@ -211,5 +218,24 @@ impl Files for HelperFiles {
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         // That of the drop-in is synced by the helper, before it answers.
         if dir == dir_of(&self.drop_in) { Ok(()) } else { RealFiles.sync_dir(dir) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_heard_though_the_helper_has_closed() {
+        let (agent, helper) = UnixStream::pair().unwrap();
+        send(&helper, &Answer::Refused("user 7 may not ask".into())).unwrap();
+        drop(helper);
+        let answer = exchange(&agent, &Request::Process).unwrap();
+        assert!(matches!(answer, Answer::Refused(reason) if reason.contains("user 7")));
+        let (agent, helper) = UnixStream::pair().unwrap();
+        drop(helper);
+        let error = exchange(&agent, &Request::Process).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe, "{error}");
     }
 }
