@@ -13,6 +13,7 @@ pub mod knob_table;
 pub mod load;
 pub mod logs;
 mod progress;
+pub mod report;
 pub mod reward;
 pub mod scenario;
 pub mod search;

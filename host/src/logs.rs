@@ -2,7 +2,7 @@
 //! `host/README.md`; a row is flushed when it is written, so a crash costs one step.
 
 use brokertuner_core::{KNOBS, Settings, settings::SiteValues};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -54,7 +54,7 @@ pub struct Reached {
 }
 
 /// `progress.csv`: one row per finished episode and one at the end.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct ProgressRow {
     /// Environment steps so far, of all environments together.
     pub step: u64,
@@ -254,7 +254,7 @@ pub struct TrainLogs {
 }
 
 /// `validation.csv`: one row per judgement of the policy on loads that it does not learn from.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ValidationRow {
     /// Environment steps so far.
     pub step: u64,

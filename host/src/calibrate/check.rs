@@ -3,7 +3,7 @@
 
 use crate::evaluate::{Arm, Record};
 use brokertuner_core::{Envelope, KNOB_COUNT, Knob, KnobSet, Settings, quantise_action};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
@@ -13,8 +13,8 @@ const POINTS: u32 = 12;
 const SCORE_GAP: f64 = 0.05;
 /// What is asked of the twin: the median and the 90th percentile of the difference of scores, the
 /// share of pairs in order, and what its best settings may lose on the real broker.
-const MEDIAN_MAX: f64 = 0.05;
-const P90_MAX: f64 = 0.15;
+pub(crate) const MEDIAN_MAX: f64 = 0.05;
+pub(crate) const P90_MAX: f64 = 0.15;
 const ORDERED_MIN: f64 = 0.95;
 const LOSS_MAX: f64 = 0.03;
 
@@ -38,6 +38,33 @@ fn settings(index: u32) -> Settings {
     Settings::decode(&quantise_action(&output), &Envelope::default())
 }
 
+/// One pair of load and settings, measured in both.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Point {
+    /// Name of the load.
+    pub scenario: String,
+    /// Name of the settings.
+    pub settings: String,
+    /// Mean score on the real broker, 0..=1.
+    pub real: f64,
+    /// The same in the twin.
+    pub twin: f64,
+}
+
+/// What `host calibrate --check` leaves beside its measurements, version 1.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Checked {
+    /// [`CHECKED_VERSION`].
+    pub version: u32,
+    /// Version of the real broker.
+    pub broker_version: String,
+    /// By load.
+    pub points: Vec<Point>,
+}
+
+/// Version of [`Checked`].
+pub const CHECKED_VERSION: u32 = 1;
+
 /// How well the twin tells what the real broker does.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Fidelity {
@@ -58,12 +85,15 @@ pub struct Fidelity {
 }
 
 impl Fidelity {
-    /// Of real records and the twin's of the same loads and arms; `None` where none is in both.
+    /// Of what was measured in both; `None` where that is nothing.
     #[must_use]
-    pub fn of(real: &[Record], twin: &[Record]) -> Option<Fidelity> {
-        let pairs = scores(real, twin);
+    pub fn of(points: &[Point]) -> Option<Fidelity> {
+        let mut pairs: BTreeMap<&str, Vec<&Point>> = BTreeMap::new();
+        for point in points {
+            pairs.entry(&point.scenario).or_default().push(point);
+        }
         let mut differences: Vec<f64> =
-            pairs.values().flatten().map(|(_, real, twin)| (real - twin).abs()).collect();
+            points.iter().map(|point| (point.real - point.twin).abs()).collect();
         differences.sort_by(f64::total_cmp);
         let at = |share: f64| {
             #[allow(clippy::cast_possible_truncation, reason = "an index of a list")]
@@ -74,7 +104,7 @@ impl Fidelity {
             .values()
             .map(|arms| order(arms))
             .fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
-        let losses = pairs.iter().map(|(scenario, arms)| (loss(arms), scenario.clone()));
+        let losses = pairs.iter().map(|(scenario, arms)| (loss(arms), *scenario));
         let (loss_max, loss_scenario) = losses.max_by(|a, b| a.0.total_cmp(&b.0))?;
         Some(Fidelity {
             count: differences.len(),
@@ -83,7 +113,7 @@ impl Fidelity {
             pairs: compared,
             ordered_share: if compared == 0 { 1.0 } else { ordered as f64 / compared as f64 },
             loss_max,
-            loss_scenario,
+            loss_scenario: loss_scenario.to_owned(),
         })
     }
 
@@ -115,49 +145,52 @@ impl Fidelity {
     }
 }
 
-/// Score against score, a row for each load and a column for each arm.
+/// Score against score, a row for each load and settings.
 #[must_use]
-pub fn table(real: &[Record], twin: &[Record]) -> String {
+pub fn table(points: &[Point]) -> String {
     let mut out = String::new();
-    for (scenario, arms) in scores(real, twin) {
-        for (arm, real, twin) in arms {
-            let mark = if (real - twin).abs() > P90_MAX { "  <" } else { "" };
-            // Writing to a string cannot fail.
-            let _ = writeln!(out, "{scenario:<20} {arm:<12} {real:>6.3} {twin:>6.3}{mark}");
-        }
+    for Point { scenario, settings, real, twin } in points {
+        let mark = if (real - twin).abs() > P90_MAX { "  <" } else { "" };
+        // Writing to a string cannot fail.
+        let _ = writeln!(out, "{scenario:<20} {settings:<12} {real:>6.3} {twin:>6.3}{mark}");
     }
     out
 }
 
-/// By load: arm, mean real score, mean score in the twin.
-fn scores(real: &[Record], twin: &[Record]) -> BTreeMap<String, Vec<(String, f64, f64)>> {
+/// What is in real records and in the twin's of the same loads and arms, by load.
+#[must_use]
+pub fn points(real: &[Record], twin: &[Record]) -> Vec<Point> {
     let mean = |records: &[Record], scenario: &str, arm: &str| {
         let of = records.iter().filter(|r| r.scenario == scenario && r.arm == arm);
         let scores: Vec<f64> = of.filter_map(Record::counted_score).collect();
         (!scores.is_empty()).then(|| scores.iter().sum::<f64>() / scores.len() as f64)
     };
-    let mut found: BTreeMap<String, Vec<(String, f64, f64)>> = BTreeMap::new();
-    for record in real {
-        let (scenario, arm) = (&record.scenario, &record.arm);
-        let of_scenario = found.entry(scenario.clone()).or_default();
-        if of_scenario.iter().any(|(other, ..)| other == arm) {
+    let mut found: Vec<Point> = Vec::new();
+    for Record { scenario, arm, .. } in real {
+        if found.iter().any(|point| (&point.scenario, &point.settings) == (scenario, arm)) {
             continue;
         }
         let both = mean(real, scenario, arm).zip(mean(twin, scenario, arm));
-        of_scenario.extend(both.map(|(real, twin)| (arm.clone(), real, twin)));
+        found.extend(both.map(|(real, twin)| Point {
+            scenario: scenario.clone(),
+            settings: arm.clone(),
+            real,
+            twin,
+        }));
     }
-    found.retain(|_, arms| !arms.is_empty());
+    // Stable: the order of the arms stays.
+    found.sort_by(|a, b| a.scenario.cmp(&b.scenario));
     found
 }
 
 /// Pairs that the twin orders alike, of those whose real scores differ.
-fn order(arms: &[(String, f64, f64)]) -> (usize, usize) {
+fn order(arms: &[&Point]) -> (usize, usize) {
     let (mut alike, mut compared) = (0, 0);
-    for (index, (_, real, twin)) in arms.iter().enumerate() {
-        for (_, other_real, other_twin) in &arms[index + 1..] {
-            if (real - other_real).abs() > SCORE_GAP {
+    for (index, one) in arms.iter().enumerate() {
+        for other in &arms[index + 1..] {
+            if (one.real - other.real).abs() > SCORE_GAP {
                 compared += 1;
-                alike += usize::from((real - other_real) * (twin - other_twin) > 0.0);
+                alike += usize::from((one.real - other.real) * (one.twin - other.twin) > 0.0);
             }
         }
     }
@@ -165,8 +198,40 @@ fn order(arms: &[(String, f64, f64)]) -> (usize, usize) {
 }
 
 /// What the twin's best settings lose on the real broker.
-fn loss(arms: &[(String, f64, f64)]) -> f64 {
-    let most = arms.iter().map(|(_, real, _)| *real).fold(0.0, f64::max);
-    let chosen = arms.iter().max_by(|a, b| a.2.total_cmp(&b.2)).map_or(0.0, |(_, real, _)| *real);
+fn loss(arms: &[&Point]) -> f64 {
+    let most = arms.iter().map(|point| point.real).fold(0.0, f64::max);
+    let chosen = arms.iter().max_by(|a, b| a.twin.total_cmp(&b.twin)).map_or(0.0, |p| p.real);
     most - chosen
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use super::*;
+
+    fn point(scenario: &str, settings: &str, real: f64, twin: f64) -> Point {
+        Point { scenario: scenario.to_owned(), settings: settings.to_owned(), real, twin }
+    }
+
+    #[test]
+    fn fidelity_by_hand() {
+        let points = [
+            point("a", "default", 0.10, 0.12),
+            point("a", "x", 0.90, 0.50),
+            point("a", "y", 0.80, 0.70),
+            point("b", "default", 0.50, 0.50),
+        ];
+        let found = Fidelity::of(&points).unwrap();
+        assert_eq!((found.count, found.pairs), (4, 3));
+        assert!((found.difference_median - 0.02).abs() < 1e-12);
+        assert!((found.difference_p90 - 0.40).abs() < 1e-12);
+        // x is above y on the real broker, and below it in the twin.
+        assert!((found.ordered_share - 2.0 / 3.0).abs() < 1e-12);
+        assert!((found.loss_max - 0.10).abs() < 1e-12);
+        assert_eq!(found.loss_scenario, "a");
+        assert!(!found.is_good());
+        assert_eq!(Fidelity::of(&[]), None);
+        assert_eq!(table(&points).lines().filter(|line| line.ends_with('<')).count(), 1);
+    }
 }

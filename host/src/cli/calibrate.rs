@@ -2,7 +2,7 @@
 
 use super::options::{self, BrokerOptions, create_parent};
 use super::{Answer, print};
-use crate::calibrate::check::{self, Fidelity};
+use crate::calibrate::check::{self, Checked, Fidelity};
 use crate::calibrate::{Report, calibrate, refit};
 use crate::evaluate::{Arm, Bench, Done, EvaluateConfig, Journal, evaluate};
 use crate::scenario::EMBEDDED;
@@ -20,7 +20,8 @@ use std::time::Duration;
 ///
 /// With --check it measures how well the twin does with the calibration in --out: settings spread
 /// over the envelope, the default, and those of --best, under each load, in both. That takes a
-/// minute a measurement; each is appended to a file beside --out, and --resume goes on.
+/// minute a measurement; each is appended to a file beside --out, and --resume goes on. The pairs of
+/// scores are left beside it (.check.json) for `host report`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct CalibrateArgs {
     /// The file for `--calibration` of other verbs.
@@ -127,6 +128,7 @@ impl CalibrateArgs {
             profile: Profile::judging()?,
             capacity_msgs_per_s,
         };
+        let broker_version = real.broker_version.clone();
         let done = evaluate(&real, &mut journal)?;
         let twin = EvaluateConfig {
             broker_version: "twin".to_owned(),
@@ -139,13 +141,17 @@ impl CalibrateArgs {
         let mut played = Journal::open(file.path(), false)?;
         evaluate(&twin, &mut played)?;
         let (real, twin) = (journal.records(), played.records());
-        let fidelity = Fidelity::of(real, twin).context("nothing was measured that counts")?;
+        let points = check::points(real, twin);
+        let fidelity = Fidelity::of(&points).context("nothing was measured that counts")?;
+        let checked = Checked { version: check::CHECKED_VERSION, broker_version, points };
+        let compared = self.out.with_extension("check.json");
+        options::write(&compared, &serde_json::to_vec_pretty(&checked)?)?;
         print(&if self.json {
             serde_json::to_string_pretty(&fidelity)? + "\n"
         } else {
             let head =
                 format!("{:<20} {:<12} {:>6} {:>6}\n", "scenario", "settings", "real", "twin");
-            head + &check::table(real, twin) + "\n" + &fidelity.text()
+            head + &check::table(&checked.points) + "\n" + &fidelity.text()
         })?;
         let is_good = done == Done::All && fidelity.is_good();
         Ok(if is_good { Answer::Yes } else { Answer::No })

@@ -7,6 +7,7 @@ mod hyper;
 mod keygen;
 mod options;
 mod replay;
+mod report;
 mod search;
 mod sweep;
 mod train;
@@ -39,6 +40,8 @@ enum Command {
     Calibrate(calibrate::CalibrateArgs),
     /// Search for the best fixed settings.
     Search(search::SearchArgs),
+    /// Make a page with plots of what other verbs measured.
+    Report(report::ReportArgs),
     /// Quantise a checkpoint to a model file for the gateway.
     Export(export::ExportArgs),
     /// Make a pair of keys that models are signed with.
@@ -84,6 +87,7 @@ impl Cli {
             Command::Evaluate(args) => args.run(),
             Command::Calibrate(args) => args.run(),
             Command::Search(args) => args.run(),
+            Command::Report(args) => args.run(),
             Command::Export(args) => args.run(),
             Command::Replay(args) => args.run(),
             Command::Keygen(args) => args.run(),

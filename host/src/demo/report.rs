@@ -172,6 +172,8 @@ mod tests {
             is_uncapped: false,
             cpu_share: None,
             rss_bytes_end: None,
+            phases: Vec::new(),
+            timeline: Vec::new(),
         }
     }
 

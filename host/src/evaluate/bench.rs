@@ -3,7 +3,7 @@
 use crate::broker::Mosquitto;
 use crate::load::LoadResult;
 use crate::scenario::Scenario;
-use crate::trial::{Outcome, Profile, Setter, Trial};
+use crate::trial::{self, Outcome, Profile, Setter, Trial};
 use crate::twin::{Calibration, FilePolicy, Play, Played};
 use anyhow::Context as _;
 use brokertuner_core::model::Model;
@@ -133,5 +133,7 @@ fn outcome(play: &Play, played: Played) -> Outcome {
         is_uncapped: false,
         cpu_share: Some(played.cpu_share),
         rss_bytes_end: None,
+        phases: trial::phases(&play.scenario),
+        timeline: trial::steps(played.timeline),
     }
 }

@@ -58,6 +58,8 @@ fn outcome(score: f64, is_void: bool) -> Outcome {
         is_uncapped: true,
         cpu_share: None,
         rss_bytes_end: None,
+        phases: Vec::new(),
+        timeline: Vec::new(),
     }
 }
 

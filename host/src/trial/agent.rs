@@ -7,6 +7,7 @@ use crate::scenario::Scenario;
 use anyhow::{Context as _, bail};
 use brokertuner_core::features::Schema;
 use brokertuner_core::model::Model;
+use brokertuner_core::{Knob, Settings};
 use brokertuner_edge::agent::Report;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -16,7 +17,7 @@ use std::ffi::OsStr;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tempfile::TempDir;
 
 /// Longest wait for the agent's end after SIGTERM: it ends the apply that it is in, which may run
@@ -112,8 +113,8 @@ impl Agent {
         Ok(self.ended)
     }
 
-    /// Ends the agent in good order and reads what it did.
-    pub(super) fn finish(mut self) -> anyhow::Result<AgentReport> {
+    /// Ends the agent in good order and reads what it did, and what was in force after each tick.
+    pub(super) fn finish(mut self) -> anyhow::Result<(AgentReport, Vec<(SystemTime, Settings)>)> {
         self.check()?;
         let status = self.end();
         if !status.is_some_and(|status| status.success()) {
@@ -123,7 +124,10 @@ impl Agent {
         let text = std::fs::read_to_string(&path)
             .with_context(|| format!("edge left no status at {}", path.display()))?;
         let status = serde_json::from_str(&text).context("edge's status is not JSON")?;
-        Ok(AgentReport { status, log: self.tail(), decisions: self.decisions()? })
+        let reports = self.reports()?;
+        let in_force = reports.iter().map(in_force).collect::<anyhow::Result<_>>()?;
+        let decisions = reports.into_iter().map(decision).collect();
+        Ok((AgentReport { status, log: self.tail(), decisions }, in_force))
     }
 
     fn tail(&self) -> Vec<String> {
@@ -132,22 +136,12 @@ impl Agent {
         lines[lines.len().saturating_sub(LOG_LINES_MAX)..].to_vec()
     }
 
-    fn decisions(&self) -> anyhow::Result<Vec<AgentDecision>> {
+    /// What `edge run --json` printed.
+    fn reports(&self) -> anyhow::Result<Vec<Report>> {
         let text = std::fs::read_to_string(&self.lines)
             .with_context(|| format!("cannot read {}", self.lines.display()))?;
-        let decision = |line| {
-            let report: Report = serde_json::from_str(line).context("edge printed no report")?;
-            let wanted = report
-                .options
-                .into_iter()
-                .filter_map(|option| option.wanted.map(|value| (option.option, value)));
-            Ok(AgentDecision {
-                kind: report.verdict.kind,
-                why: report.verdict.why,
-                wanted: wanted.collect(),
-            })
-        };
-        text.lines().map(decision).collect()
+        let report = |line| serde_json::from_str(line).context("edge printed no report");
+        text.lines().map(report).collect()
     }
 
     fn end(&mut self) -> Option<ExitStatus> {
@@ -166,6 +160,26 @@ impl Agent {
         broker::unregister(self.child.id());
         self.ended
     }
+}
+
+fn decision(report: Report) -> AgentDecision {
+    let wanted = report
+        .options
+        .into_iter()
+        .filter_map(|option| option.wanted.map(|value| (option.option, value)));
+    AgentDecision { kind: report.verdict.kind, why: report.verdict.why, wanted: wanted.collect() }
+}
+
+/// When a tick ended, and what was in force in the broker then, as far as the drop-in goes.
+fn in_force(report: &Report) -> anyhow::Result<(SystemTime, Settings)> {
+    let mut settings = Settings::UNWRITTEN;
+    for option in &report.options {
+        let Some(value) = option.effective else { continue };
+        let knob = Knob::from_key(&option.option)
+            .with_context(|| format!("edge reports an unknown option {:?}", option.option))?;
+        settings.set(knob, value).context("edge reports a value that it cannot have written")?;
+    }
+    Ok((UNIX_EPOCH + Duration::from_secs(report.at_unix_s), settings))
 }
 
 impl Drop for Agent {

@@ -5,10 +5,12 @@ mod agent;
 mod cores;
 mod edge_program;
 mod profile;
+mod timeline;
 
 pub use agent::{AgentDecision, AgentReport};
 pub use edge_program::edge_program;
 pub use profile::{JUDGING, Profile};
+pub use timeline::{InForce, PhaseSpan, phases, steps};
 
 use crate::broker::{BrokerError, BrokerProcess, Mosquitto, SpawnConfig, cpu_time, rss_bytes};
 use crate::env::broker::spawn_config;
@@ -21,7 +23,7 @@ use cores::{Cores, RestoreAffinity};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// How often resident memory is sampled for the score.
 pub(crate) const RSS_PERIOD: Duration = Duration::from_millis(100);
@@ -83,6 +85,13 @@ pub struct Outcome {
     /// Resident memory at the end.
     #[serde(default)]
     pub rss_bytes_end: Option<u64>,
+    /// The phases of the scored part, in order; none in results of earlier versions.
+    #[serde(default)]
+    pub phases: Vec<PhaseSpan>,
+    /// The settings in force from the lead-in on, an entry for each change; none in results of
+    /// earlier versions.
+    #[serde(default)]
+    pub timeline: Vec<InForce>,
 }
 
 /// What the broker took, looked at again and again.
@@ -168,10 +177,12 @@ impl Trial {
         };
         let config = SpawnConfig { dropin, core: broker_core, ..spawn_config(&self.scenario) };
         let (broker, is_uncapped) = spawn(&self.mosquitto, config, self.allow_uncapped)?;
+        let lead_in = self.profile.lead_in(self.scenario.broker.sys_interval_s);
+        let score_begins = SystemTime::now() + lead_in;
         let load = LoadGenerator::start(LoadConfig {
             seed: self.seed,
             capacity_msgs_per_s: self.capacity_msgs_per_s,
-            lead_in: Some(self.profile.lead_in(self.scenario.broker.sys_interval_s)),
+            lead_in: Some(lead_in),
             ..LoadConfig::new(Arc::clone(&self.scenario), broker.addr())
         })?;
         let mut agent = match &self.setter {
@@ -182,7 +193,16 @@ impl Trial {
         };
         let taken = self.watch(&broker, &load, agent.as_mut())?;
         let load = load.join()?;
-        let agent = agent.map(Agent::finish).transpose()?;
+        let (agent, changes) = match agent.map(Agent::finish).transpose()? {
+            Some((report, changes)) => (Some(report), changes),
+            None => (None, Vec::new()),
+        };
+        let entered = match &self.setter {
+            Setter::Fixed(settings) => *settings,
+            Setter::Edge { .. } => Settings::UNWRITTEN,
+        };
+        let changes = changes.into_iter().map(|(at, set)| (timeline::since(score_begins, at), set));
+        let entry = (-lead_in.as_secs_f64(), entered);
         Ok(Outcome {
             load,
             agent,
@@ -191,6 +211,8 @@ impl Trial {
             is_uncapped,
             cpu_share: taken.cpu_share(),
             rss_bytes_end: taken.rss_bytes,
+            phases: phases(&self.scenario),
+            timeline: steps(std::iter::once(entry).chain(changes)),
         })
     }
 

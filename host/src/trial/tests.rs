@@ -5,7 +5,7 @@ use super::*;
 use crate::ddpg;
 use crate::export::{About, export};
 use brokertuner_core::features::Schema;
-use brokertuner_core::{KNOB_COUNT, KnobSet};
+use brokertuner_core::{KNOB_COUNT, Knob, KnobSet};
 use brokertuner_edge::config::Config;
 use brokertuner_edge::policy::ModelPolicy;
 use std::os::unix::fs::PermissionsExt as _;
@@ -79,4 +79,55 @@ fn an_agent_that_ends_ends_the_trial_at_once_in_its_own_words() {
     let error = trial.run().unwrap_err().to_string();
     assert!(error.contains("no such thing") && error.contains("exit status: 3"), "{error}");
     assert!(begun.elapsed() < Duration::from_secs(60), "not before the end of the load");
+}
+
+/// What `edge run --json` prints of a tick, with this window in force.
+fn report(window: Option<u64>) -> String {
+    let option = serde_json::json!({
+        "option": "max_inflight_messages", "written": window, "effective": window,
+        "wanted": 1000, "site": 20, "tuned": true, "dormant": false
+    });
+    let report = serde_json::json!({
+        "report_version": 1, "at_unix_s": 0, "agent_pid": 1,
+        "broker": { "address": "127.0.0.1:1883", "pid": null, "version": null, "link": "up" },
+        "verdict": { "kind": "changed", "why": "asked", "diff": [], "how": "restart" },
+        "options": [option], "failures": 0, "restarts_in_hour": 0, "elsewhere": [],
+        "metrics": brokertuner_core::sample::Metrics::default()
+    });
+    report.to_string() + "\n"
+}
+
+#[test]
+fn what_an_agent_reports_in_force_is_recorded_with_its_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let edge = dir.path().join("edge");
+    let script = "#!/bin/sh\ntrap 'exit 0' TERM\ndir=$(dirname \"$4\")\nmkdir \"$dir/state\"\n\
+                  echo '{}' > \"$dir/state/status.json\"\n\
+                  sed \"s/\\\"at_unix_s\\\":0/\\\"at_unix_s\\\":$(date +%s)/\" \"$0.jsonl\"\n\
+                  while :; do sleep 0.1; done\n";
+    std::fs::write(&edge, script).unwrap();
+    std::fs::set_permissions(&edge, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let ticks = [None, Some(1000), Some(1000), Some(64)].map(report).concat();
+    std::fs::write(dir.path().join("edge.jsonl"), ticks).unwrap();
+    let trial = Trial {
+        mosquitto: Mosquitto::find(None).unwrap(),
+        scenario: scenario(2),
+        setter: Setter::Edge { edge, model: model(Schema::Edge, dir.path()) },
+        seed: 1,
+        profile: Profile { lead_in_s: 3, lead_in_sys_periods: 0, ..Profile::judging().unwrap() },
+        pin: false,
+        capacity_msgs_per_s: None,
+        allow_uncapped: false,
+    };
+    let outcome = trial.run().unwrap();
+    let window = |step: &InForce| {
+        render::parse(&step.settings_conf).unwrap().get(Knob::InflightMessagesMax).value()
+    };
+    let windows: Vec<Option<u64>> = outcome.timeline.iter().map(window).collect();
+    assert_eq!(windows, [None, Some(1000), Some(64)]);
+    assert!((outcome.timeline[0].at_s + 3.0).abs() < 1e-9);
+    // The agent was up within the run, and its clock is whole seconds.
+    let at_s = outcome.timeline[1].at_s;
+    assert!((-4.0..=3.0).contains(&at_s), "{at_s}");
+    assert_eq!(outcome.phases, [PhaseSpan { name: "p".to_owned(), duration_s: 2 }]);
 }
