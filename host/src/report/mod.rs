@@ -1,7 +1,7 @@
 //! `host report`: one page and its plots, from files that other verbs left.
 //!
 //! Files are found ([`find`]), read within limits and checked ([`data`]), made into figures
-//! ([`scores`], [`curves`], [`settings`]), drawn ([`plots`]) and set on a page ([`page`]). What a
+//! ([`scores`], [`curves`], [`settings`]), drawn (`plots`) and set on a page (`page`). What a
 //! file says is never trusted: texts are escaped where they are written, numbers are checked where
 //! they are read.
 
