@@ -546,7 +546,8 @@ impl Controller {
             return (!is_settled).then_some(Decision::Hold(HoldReason::Verifying));
         }
         let comes_soon = |part| matches!(part, Ok(_) | Err(HoldReason::Settling));
-        if watch.apply == Apply::Reload && comes_soon(self.restart_part(now, inputs)) {
+        let is_late = elapsed >= self.rules.unseen_max;
+        if watch.apply == Apply::Reload && !is_late && comes_soon(self.restart_part(now, inputs)) {
             return None;
         }
         let worse = self.worse(&watch, &seen).or(is_unseen.then_some(RollBackReason::Unseen));
@@ -603,17 +604,17 @@ impl Controller {
             && watch.apply == Apply::Restart
         {
             Some(RollBackReason::ClientsLost)
+        } else if is_worse(before.memory_share, now.memory_share, &|b, n| n > 1.0 && b <= 1.0) {
+            Some(RollBackReason::Memory)
         } else if is_worse(before.received_per_s, now.received_per_s, &|b, n| {
             n > b * HEAVIER_LOAD_FACTOR
         }) {
-            // What is worse now may have come with the load: no evidence against the settings.
+            // Drops and latency may have come with the load: no evidence against the settings.
             None
         } else if is_worse(before.dropped_share, now.dropped_share, &|b, n| {
             n > b + rules.worse_dropped_share
         }) {
             Some(RollBackReason::Dropped)
-        } else if is_worse(before.memory_share, now.memory_share, &|b, n| n > 1.0 && b <= 1.0) {
-            Some(RollBackReason::Memory)
         } else if is_worse(before.probe_latency_us, now.probe_latency_us, &|b, n| {
             n > rules.worse_latency_us_min && n > b * rules.worse_latency_factor
         }) {

@@ -586,6 +586,11 @@ fn a_change_is_not_blamed_for_a_heavier_load() {
     assert!(matches!(blamed, Some((_, Decision::RollBack { .. }))), "{blamed:?}");
     let heavier = Health { received_per_s: Some(20_000.0), ..drops };
     assert_eq!(ended(heavier), None);
+    let full = ended(Health { memory_share: Some(1.2), ..heavier });
+    assert!(
+        matches!(full, Some((_, Decision::RollBack { reason: RollBackReason::Memory, .. }))),
+        "memory is the machine's, whoever fills it: {full:?}"
+    );
     let nobody = Health { clients: Some(0.0), ..heavier };
     let lost = ended(nobody);
     assert!(

@@ -13,7 +13,7 @@ use crate::export::{About, export, policy_bytes};
 use crate::reward::{DeadlinePrices, RewardKind, SeedWeights};
 use crate::scenario::Scenario;
 use crate::sweep::Swept;
-use crate::train::{TrainConfig, Trained, Validation, train};
+use crate::train::{Ended, TrainConfig, Trained, Validation, train};
 use crate::trial::Profile;
 use crate::twin::{Calibration, FilePolicy, Play};
 use anyhow::{Context as _, Result, bail};
@@ -216,15 +216,16 @@ struct Summary {
     seed: u64,
     steps: u64,
     episodes: u64,
-    ended: crate::train::Ended,
+    ended: Ended,
     score_mean_last_quarter: Option<f64>,
-    model: PathBuf,
-    deviation_steps_max: f64,
-    deviation_steps_mean: f64,
+    /// Null where nothing was learnt: there is no model then.
+    model: Option<PathBuf>,
+    deviation_steps_max: Option<f64>,
+    deviation_steps_mean: Option<f64>,
 }
 
 impl TrainArgs {
-    /// Trains and exports.
+    /// Trains and exports. Answers no where it was interrupted, or ended before anything was learnt.
     ///
     /// # Errors
     /// Options that do not fit, a broker that cannot be found, files that cannot be written.
@@ -243,6 +244,7 @@ impl TrainArgs {
         tracing::info!(
             seed = agent.seed(),
             out = %self.out.display(),
+            loads = envs.loads,
             duration_s = self.duration().map(|limit| limit.as_secs()),
             steps = self.steps,
             broker = envs.broker,
@@ -500,7 +502,8 @@ impl TrainArgs {
             }
         };
         let about = About { scores, ..about };
-        let deviation = export(&trained.agent, &about, &path)?;
+        let has_learnt = trained.agent.updates() > 0;
+        let deviation = has_learnt.then(|| export(&trained.agent, &about, &path)).transpose()?;
         let summary = Summary {
             version: 1,
             seed: trained.agent.seed(),
@@ -508,25 +511,40 @@ impl TrainArgs {
             episodes: trained.episodes,
             ended: trained.ended,
             score_mean_last_quarter: trained.score_mean_last_quarter,
-            model: path,
-            deviation_steps_max: deviation.max_steps,
-            deviation_steps_mean: deviation.mean_steps,
+            model: has_learnt.then_some(path),
+            deviation_steps_max: deviation.map(|deviation| deviation.max_steps),
+            deviation_steps_mean: deviation.map(|deviation| deviation.mean_steps),
         };
         print(&if self.json {
             serde_json::to_string_pretty(&summary)? + "\n"
         } else {
             format!(
-                "{} steps, {} episodes, seed {}; mean score of the last quarter {}\n{} (int8 against f32: largest deviation {:.3}/127, mean {:.3}/127)\n",
+                "{}{} steps, {} episodes, seed {}; mean score of the last quarter {}\n{}\n",
+                if trained.ended == Ended::Interrupted {
+                    "interrupted; --resume goes on: "
+                } else {
+                    ""
+                },
                 summary.steps,
                 summary.episodes,
                 summary.seed,
                 score(summary.score_mean_last_quarter),
-                summary.model.display(),
-                summary.deviation_steps_max,
-                summary.deviation_steps_mean
+                model_line(&summary)
             )
         })?;
-        Ok(Answer::Yes)
+        let is_whole = has_learnt && trained.ended != Ended::Interrupted;
+        Ok(if is_whole { Answer::Yes } else { Answer::No })
+    }
+}
+
+/// Where the model is, and how far from the policy that was trained; or why there is none.
+fn model_line(summary: &Summary) -> String {
+    match (&summary.model, summary.deviation_steps_max, summary.deviation_steps_mean) {
+        (Some(model), Some(max), Some(mean)) => format!(
+            "{} (int8 against f32: largest deviation {max:.3}/127, mean {mean:.3}/127)",
+            model.display()
+        ),
+        _ => "no model: nothing was learnt yet; train for longer than --warm-up-steps".to_owned(),
     }
 }
 
