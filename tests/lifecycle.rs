@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use brokertuner_core::KNOB_COUNT;
 use brokertuner_core::features::Schema;
-use brokertuner_core::{KNOB_COUNT, KnobSet};
 use brokertuner_host::broker::{
     BrokerError, BrokerProcess, Phase, SpawnConfig, rss_bytes, window_holds,
 };
@@ -365,13 +365,7 @@ impl TrialOwner {
 /// Any model that this program takes.
 fn untrained_model(dir: &Path) -> PathBuf {
     let agent = Agent::new(Hyper::demo(), Schema::Edge.len(), KNOB_COUNT, 1).unwrap();
-    let about = About {
-        schema: Schema::Edge,
-        tuned: KnobSet::tuned_by_default(),
-        scenarios: String::new(),
-        broker_versions: String::new(),
-        scores: String::new(),
-    };
+    let about = About::new(Schema::Edge);
     let path = dir.join("model.btm");
     export(&agent, &about, &path).unwrap();
     path

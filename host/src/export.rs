@@ -29,6 +29,21 @@ pub struct About {
     pub scores: String,
 }
 
+impl About {
+    /// A model for states of `schema` that moves the options that are tuned by default, of which
+    /// nothing else is said yet.
+    #[must_use]
+    pub fn new(schema: Schema) -> About {
+        About {
+            schema,
+            tuned: KnobSet::tuned_by_default(),
+            scenarios: String::new(),
+            broker_versions: String::new(),
+            scores: String::new(),
+        }
+    }
+}
+
 /// Writes the model of `agent` to `path` and says how far it is from the f32 policy.
 ///
 /// # Errors

@@ -344,6 +344,21 @@ impl TrainLogs {
         log.flush()
     }
 
+    /// The row of `validation.csv` with the highest score, of the runs that this one goes on with.
+    ///
+    /// # Errors
+    /// [`LogError`] where the file cannot be read or is damaged.
+    pub fn best_validation(&self) -> Result<Option<ValidationRow>, LogError> {
+        let path = self.dir.join("validation.csv");
+        if !self.resume || !path.exists() {
+            return Ok(None);
+        }
+        let csv = |source| LogError::Csv { path: path.clone(), source };
+        let rows = csv::Reader::from_path(&path).map_err(csv)?.into_deserialize();
+        let rows = rows.collect::<Result<Vec<ValidationRow>, _>>().map_err(csv)?;
+        Ok(rows.into_iter().max_by(|a, b| a.score.total_cmp(&b.score)))
+    }
+
     /// Appends to `action_throughput_log.csv`.
     ///
     /// # Errors

@@ -1,8 +1,12 @@
-//! A bar on stderr for verbs that take long; nothing where stderr is no terminal.
+//! A bar on stderr for verbs that take long; a line in the log now and then where nobody sees it.
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{self, Write};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Least time between two lines in the log.
+const SAID_EVERY: Duration = Duration::from_secs(30);
 
 /// Bar, share, time left, and what is going on.
 const TEMPLATE: &str = "[{bar:30}] {percent:>3} % ETA {eta} {msg}";
@@ -20,7 +24,11 @@ pub(crate) fn hide() {
 
 /// How far a run is; the bar goes when this is dropped.
 #[derive(Debug)]
-pub(crate) struct Progress(ProgressBar);
+pub(crate) struct Progress {
+    bar: ProgressBar,
+    /// When the log last told of it.
+    said: Mutex<Instant>,
+}
 
 impl Progress {
     /// A bar that is full at `length`.
@@ -29,20 +37,35 @@ impl Progress {
         let style = ProgressStyle::with_template(TEMPLATE)
             .unwrap_or_else(|_| ProgressStyle::default_bar())
             .progress_chars("=> ");
-        Progress(bars().add(ProgressBar::new(length).with_style(style)))
+        let bar = bars().add(ProgressBar::new(length).with_style(style));
+        Progress { bar, said: Mutex::new(Instant::now()) }
     }
 
     /// Moves it to `position` and says what is going on.
     pub(crate) fn set(&self, position: u64, message: String) {
-        self.0.set_message(message);
-        self.0.set_position(position);
+        if self.bar.is_hidden() && self.is_due() {
+            let length = self.bar.length().unwrap_or(position);
+            tracing::info!("{message}: {position} of {length}");
+        }
+        self.bar.set_message(message);
+        self.bar.set_position(position);
+    }
+
+    /// Whether the log was told long ago; it counts as told now.
+    fn is_due(&self) -> bool {
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = said.elapsed() >= SAID_EVERY;
+        if is_due {
+            *said = Instant::now();
+        }
+        is_due
     }
 }
 
 impl Drop for Progress {
     fn drop(&mut self) {
-        self.0.finish_and_clear();
-        bars().remove(&self.0);
+        self.bar.finish_and_clear();
+        bars().remove(&self.bar);
     }
 }
 
@@ -74,6 +97,6 @@ mod tests {
         hide();
         let progress = Progress::new(10);
         progress.set(5, "half".to_owned());
-        assert_eq!((progress.0.position(), progress.0.is_hidden()), (5, true));
+        assert_eq!((progress.bar.position(), progress.bar.is_hidden()), (5, true));
     }
 }

@@ -77,8 +77,8 @@ pub(crate) struct EvaluateArgs {
     /// File that each result is appended to, one JSON object a line.
     #[arg(long, value_name = "FILE", default_value = "runs/evaluate.jsonl")]
     out: PathBuf,
-    /// Go on with what --out holds, at the capacity that was measured then. Refused where anything
-    /// that was measured has changed since.
+    /// Go on with what --out holds, at the capacity that was measured then; what was void is
+    /// measured again. Refused where anything that was measured has changed since.
     #[arg(long)]
     resume: bool,
     /// Start no new measurement after this many seconds.
@@ -108,7 +108,8 @@ struct Document<'a> {
 }
 
 impl EvaluateArgs {
-    /// Measures what is missing and prints what there is. Answers no where the time ran out.
+    /// Measures what is missing and prints what there is. Answers no where the time ran out or
+    /// somebody interrupted, and where the machine was too slow for an arm in every repeat.
     ///
     /// # Errors
     /// Options that do not fit, a broker or file that cannot be used.
@@ -148,10 +149,13 @@ impl EvaluateArgs {
         }
         let done = evaluate(&config, &mut journal);
         // What was measured is worth something, whatever came after it.
+        let summaries = summarise(journal.records());
         if done.is_ok() || !journal.records().is_empty() {
-            self.report(&config, journal.records(), matches!(done, Ok(Done::All)))?;
+            let is_complete = matches!(done, Ok(Done::All));
+            self.report(&config, journal.records(), &summaries, is_complete)?;
         }
-        Ok(if done? == Done::All { Answer::Yes } else { Answer::No })
+        let is_known = summaries.iter().all(|summary| summary.score_mean.is_some());
+        Ok(if done? == Done::All && is_known { Answer::Yes } else { Answer::No })
     }
 
     /// Where it is measured, and the broker's version for the record.
@@ -224,12 +228,16 @@ impl EvaluateArgs {
         Ok(arms)
     }
 
-    fn report(&self, config: &EvaluateConfig, records: &[Record], is_complete: bool) -> Result<()> {
-        let summaries = summarise(records);
+    fn report(
+        &self,
+        config: &EvaluateConfig,
+        records: &[Record],
+        summaries: &[Summary],
+        is_complete: bool,
+    ) -> Result<()> {
         if self.json {
             let (profile, version) = (config.profile, 1);
-            let document =
-                Document { version, profile, is_complete, summaries: &summaries, records };
+            let document = Document { version, profile, is_complete, summaries, records };
             return print(&(serde_json::to_string_pretty(&document)? + "\n"));
         }
         let mut out = String::new();
@@ -237,12 +245,18 @@ impl EvaluateArgs {
             out += &line(record);
         }
         out += &format!("\nMosquitto {}, judging profile:\n{JUDGING}\n", config.broker_version);
-        out += &text(&summaries);
+        out += &text(summaries);
         out += "\nOf the messages expected, in %:\n";
-        out += &losses(&summaries);
+        out += &losses(summaries);
         if !is_complete {
             out += &format!(
                 "\nNot everything was measured; go on with --resume --out {}\n",
+                self.out.display()
+            );
+        } else if summaries.iter().any(|summary| summary.void > 0) {
+            out += &format!(
+                "\nVoid: the machine was too slow for the load. When it is less busy, measure these \
+                 again with --resume --out {}\n",
                 self.out.display()
             );
         }

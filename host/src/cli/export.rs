@@ -3,6 +3,7 @@
 use super::{Answer, print};
 use crate::ddpg::Agent;
 use crate::export::{About, model_bytes, replace, signed};
+use crate::train::Origin;
 use anyhow::{Context as _, Result};
 use brokertuner_core::KnobSet;
 use brokertuner_core::features::Schema;
@@ -25,15 +26,15 @@ pub(crate) struct ExportArgs {
     /// The model file to write.
     #[arg(long, value_name = "FILE", default_value = "model.btm")]
     out: PathBuf,
-    /// Scenarios that it was trained on, for the card.
-    #[arg(long, default_value = "")]
-    scenarios: String,
-    /// Broker versions that it was trained on, for the card.
-    #[arg(long, default_value = "")]
-    broker_versions: String,
-    /// Scores, for the card.
-    #[arg(long, default_value = "")]
-    scores: String,
+    /// Scenarios that it was trained on, for the card. Default: what run.json beside it says.
+    #[arg(long)]
+    scenarios: Option<String>,
+    /// Broker versions that it was trained on, for the card. Default: as for --scenarios.
+    #[arg(long)]
+    broker_versions: Option<String>,
+    /// Scores, for the card. Default: for best.safetensors, as for --scenarios; else none.
+    #[arg(long)]
+    scores: Option<String>,
     /// Sign the model with this secret key of `host keygen`.
     #[arg(long, value_name = "KEY")]
     sign: Option<PathBuf>,
@@ -69,13 +70,7 @@ impl ExportArgs {
         let agent = Agent::load(&self.checkpoint)?;
         let schema = schema_of(agent.state_dim())
             .with_context(|| format!("{} cannot be exported", self.checkpoint.display()))?;
-        let about = About {
-            schema,
-            tuned: KnobSet::tuned_by_default(),
-            scenarios: self.scenarios.clone(),
-            broker_versions: self.broker_versions.clone(),
-            scores: self.scores.clone(),
-        };
+        let about = self.about(schema)?;
         let (mut bytes, deviation) = model_bytes(&agent, &about)?;
         let counter = key.as_ref().map(|_| self.counter.unwrap_or_else(unix_s));
         if let (Some(key), Some(counter)) = (&key, counter) {
@@ -105,6 +100,25 @@ impl ExportArgs {
         })?;
         let is_close = exported.deviation_steps_max <= DEVIATION_STEPS_MAX;
         Ok(if is_close { Answer::Yes } else { Answer::No })
+    }
+}
+
+impl ExportArgs {
+    /// The card: what was given, else what the run has left beside its checkpoints.
+    fn about(&self, schema: Schema) -> Result<About> {
+        let origin = self.checkpoint.parent().map(Origin::read).transpose()?.flatten();
+        let (loads, broker, best) = origin
+            .map(|origin| (origin.loads, origin.broker, origin.best.unwrap_or_default()))
+            .unwrap_or_default();
+        let is_best = self.checkpoint.file_stem().is_some_and(|stem| stem == "best");
+        let scores = if is_best { best } else { String::new() };
+        Ok(About {
+            schema,
+            tuned: KnobSet::tuned_by_default(),
+            scenarios: self.scenarios.clone().unwrap_or(loads),
+            broker_versions: self.broker_versions.clone().unwrap_or(broker),
+            scores: self.scores.clone().unwrap_or(scores),
+        })
     }
 }
 

@@ -106,7 +106,6 @@ mod tests {
     use super::*;
     use crate::ddpg::{Agent, Hyper};
     use crate::export::{About, model_bytes, signed};
-    use brokertuner_core::KnobSet;
     use brokertuner_core::features::Schema;
     use brokertuner_core::model::Model;
     use brokertuner_edge::keys::{TrustedKey, signer};
@@ -141,13 +140,7 @@ mod tests {
         KeygenArgs { name: name.clone(), json: true }.run().unwrap();
         let key = secret_key(&with_ending(&name, ".key")).unwrap();
         let agent = Agent::new(Hyper::default(), Schema::Edge.len(), 11, 1).unwrap();
-        let about = About {
-            schema: Schema::Edge,
-            tuned: KnobSet::tuned_by_default(),
-            scenarios: "none".into(),
-            broker_versions: String::new(),
-            scores: String::new(),
-        };
+        let about = About::new(Schema::Edge);
         let (plain, _) = model_bytes(&agent, &about).unwrap();
         let bytes = signed(&plain, &key, u64::MAX).unwrap();
         let model = Model::read(&bytes).unwrap();

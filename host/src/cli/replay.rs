@@ -250,7 +250,6 @@ mod tests {
     use super::*;
     use crate::ddpg::{Agent, Hyper};
     use crate::export::{About, model_bytes};
-    use brokertuner_core::KnobSet;
     use brokertuner_core::features::Schema;
 
     fn golden() -> &'static Path {
@@ -273,13 +272,7 @@ mod tests {
     #[test]
     fn a_replay_says_what_was_asked_and_what_could_not_be_read() {
         let agent = Agent::new(Hyper::default(), Schema::Edge.len(), 11, 1).unwrap();
-        let about = About {
-            schema: Schema::Edge,
-            tuned: KnobSet::tuned_by_default(),
-            scenarios: String::new(),
-            broker_versions: String::new(),
-            scores: String::new(),
-        };
+        let about = About::new(Schema::Edge);
         let (model, _) = model_bytes(&agent, &about).unwrap();
         let bytes = std::fs::read(golden()).unwrap();
         let model = Model::read(&model).unwrap();

@@ -13,7 +13,7 @@ use crate::export::{About, export, policy_bytes};
 use crate::reward::{DeadlinePrices, RewardKind, SeedWeights};
 use crate::scenario::Scenario;
 use crate::sweep::Swept;
-use crate::train::{Ended, TrainConfig, Trained, Validation, train};
+use crate::train::{Ended, Origin, TrainConfig, Trained, Validation, train};
 use crate::trial::Profile;
 use crate::twin::{Calibration, FilePolicy, Play};
 use anyhow::{Context as _, Result, bail};
@@ -165,7 +165,8 @@ pub(crate) struct TrainArgs {
     /// Folder of logs, checkpoints and model.
     #[arg(long, value_name = "DIR", default_value = "runs/train")]
     out: PathBuf,
-    /// Go on from the newest checkpoint in --out, with its hyperparameters, schema and seed.
+    /// Go on from the newest checkpoint in --out, with its hyperparameters, schema and seed. Takes
+    /// the same loads as before (--scenario).
     #[arg(long)]
     resume: bool,
     /// Starting point of the hyperparameters. Default: twin in the twin; on real brokers default,
@@ -178,7 +179,8 @@ pub(crate) struct TrainArgs {
     /// What a step is worth.
     #[arg(long, value_enum, default_value_t)]
     reward: RewardName,
-    /// Prices of the deadline reward: CPU, memory, change.
+    /// Prices of the deadline reward, in score: of a whole core, of all of the memory limit, of
+    /// changing every option. Default: 0.02,0.02,0.01.
     #[arg(
         long,
         value_name = "CPU,MEM,CHANGE",
@@ -186,7 +188,8 @@ pub(crate) struct TrainArgs {
         value_parser = options::list::<f64, 3>
     )]
     prices: Option<[f64; 3]>,
-    /// Weights of the seed reward: alpha, beta, gamma, delta.
+    /// Weights of the seed reward: alpha of clients, beta of the rate, gamma of CPU and delta of
+    /// memory, each on the normalised term. Default: 1,1,1,1.
     #[arg(
         long,
         value_name = "A,B,G,D",
@@ -250,6 +253,7 @@ impl TrainArgs {
             broker = envs.broker,
             "training"
         );
+        let origin = self.origin(&envs)?;
         let config = TrainConfig {
             hyper,
             out: self.out.clone(),
@@ -260,13 +264,8 @@ impl TrainArgs {
             tuned: KnobSet::tuned_by_default(),
             resume: self.resume,
         };
-        let about = About {
-            schema,
-            tuned: config.tuned,
-            scenarios: envs.loads,
-            broker_versions: envs.broker,
-            scores: String::new(),
-        };
+        let (scenarios, broker_versions) = (envs.loads, envs.broker);
+        let about = About { tuned: config.tuned, scenarios, broker_versions, ..About::new(schema) };
         let judge = self.judge(&about)?;
         let score = |agent: &Agent| judge.score(agent);
         let validation = (self.env == EnvKind::Twin && self.validate_sites > 0)
@@ -275,7 +274,18 @@ impl TrainArgs {
             self.sweep(&mut agent, schema, reward, &judge)?;
         }
         let trained = train(envs.list, &config, agent, validation)?;
-        self.report(&trained, about)
+        self.report(&trained, about, origin)
+    }
+
+    /// What the run learns from, written down before it does; a resumed run goes on with the same.
+    fn origin(&self, envs: &Envs) -> Result<Origin> {
+        let mut origin = Origin::new(envs.loads.clone(), envs.broker.clone());
+        if let Some(before) = Origin::read(&self.out)?.filter(|_| self.resume) {
+            origin.refuse_other(&before, &self.out)?;
+            origin.best = before.best;
+        }
+        origin.write(&self.out)?;
+        Ok(origin)
     }
 
     /// Where the twin's loads come from: sites of the agent's seed, from that number of them on.
@@ -493,7 +503,7 @@ impl TrainArgs {
         )
     }
 
-    fn report(&self, trained: &Trained, about: About) -> Result<Answer> {
+    fn report(&self, trained: &Trained, about: About, mut origin: Origin) -> Result<Answer> {
         let path = self.out.join("model.btm");
         let scores = match trained.validation {
             Some((score, step)) => format!("validation: {score:.3} at step {step}"),
@@ -501,6 +511,10 @@ impl TrainArgs {
                 format!("training, last quarter: {}", score(trained.score_mean_last_quarter))
             }
         };
+        if trained.validation.is_some() {
+            origin.best = Some(scores.clone());
+            origin.write(&self.out)?;
+        }
         let about = About { scores, ..about };
         let has_learnt = trained.agent.updates() > 0;
         let deviation = has_learnt.then(|| export(&trained.agent, &about, &path)).transpose()?;
@@ -621,6 +635,33 @@ mod tests {
             "8,8",
         ]);
         assert!(sound.contains("/nonexistent/mosquitto"), "{sound}");
+    }
+
+    /// A run in the twin that is over before its first update.
+    #[test]
+    fn a_run_that_learnt_nothing_says_so_and_leaves_no_model() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().display().to_string();
+        let short = ["--env", "twin", "--scenario", "link-50ms", "--out", &out, "--steps", "2"];
+        let nothing = ["--sweep-rounds", "0", "--validate-sites", "0", "--parallel", "1"];
+        let run = |args: &[&str]| parse(args).and_then(|args| args.run());
+        assert_eq!(run(&[&short[..], &nothing].concat()).unwrap(), Answer::No);
+        assert!(!dir.path().join("model.btm").exists());
+        let longer = ["--resume", "--env", "twin", "--out", &out];
+        let error = run(&[&longer[..], &nothing].concat()).unwrap_err().to_string();
+        assert!(error.contains("trained on the loads link-50ms, not sites from"), "{error}");
+
+        let checkpoint = crate::train::newest_checkpoint(dir.path()).unwrap();
+        let model = dir.path().join("exported.btm");
+        let [checkpoint, path] = [&checkpoint, &model].map(|path| path.display().to_string());
+        let exported = ["host", "export", &checkpoint, "--out", &path];
+        let Command::Export(args) = Cli::try_parse_from(exported).unwrap().command else {
+            panic!("another verb")
+        };
+        args.run().unwrap();
+        let bytes = std::fs::read(model).unwrap();
+        let card = brokertuner_core::model::Model::read(&bytes).unwrap().parts().card;
+        assert_eq!((card.scenarios, card.broker_versions), ("link-50ms", "twin"));
     }
 
     /// What `host train --out DIR` with more options says where DIR holds a checkpoint of a

@@ -67,7 +67,8 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Opens the file before anything is measured; with `resume` its records count.
+    /// Opens the file before anything is measured; with `resume` its records count, but for those
+    /// in which the machine was too slow: they are measured again.
     ///
     /// A last line that a crash cut short is dropped.
     ///
@@ -86,9 +87,10 @@ impl Journal {
             }
         }
         let whole = text.rfind('\n').map_or(0, |end| end + 1);
-        let records = parse(&text[..whole]).with_context(|| {
+        let mut records = parse(&text[..whole]).with_context(|| {
             format!("{name} is no result file of this version; give another --out")
         })?;
+        records.retain(|record| !record.is_void);
         let file = OpenOptions::new()
             .create(true)
             .append(true)

@@ -83,7 +83,7 @@ struct Who<'a> {
 pub enum Done {
     /// Every arm on every scenario, as often as asked for.
     All,
-    /// The time was up; `--resume` goes on.
+    /// The time was up, or it was interrupted; `--resume` goes on.
     Partly,
 }
 
@@ -283,7 +283,8 @@ impl EvaluateConfig {
         Ok(best.map_or(Choice::None, |(_, settings)| Choice::Best(settings)))
     }
 
-    /// Measures a unit that the journal does not have. Answers false where the time is up.
+    /// Measures a unit that the journal does not have. Answers false where the time is up, or where
+    /// somebody has interrupted.
     fn measure_missing(&self, run: &mut Progressing<'_>, unit: &Unit<'_>) -> anyhow::Result<bool> {
         if run.journal.find(&unit.key).is_some() {
             return Ok(true);
@@ -294,7 +295,10 @@ impl EvaluateConfig {
         run.progress.set(run.measured, format!("{} with {}", unit.key.scenario, unit.key.arm));
         // A file may have been replaced since the start: hours may lie between.
         run.journal.check(&unit.key, &unit.identity, unit.file.as_deref())?;
-        run.journal.append(measure(self, unit)?)?;
+        match measure(self, unit) {
+            Err(_) if crate::broker::interrupted() => return Ok(false),
+            record => run.journal.append(record?)?,
+        }
         run.measured += 1;
         Ok(true)
     }

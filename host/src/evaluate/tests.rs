@@ -102,7 +102,8 @@ const TRIES: [(f64, bool); 3] = [(0.2, false), (0.9, true), (0.4, false)];
 fn what_was_measured_is_not_measured_again() {
     let dir = tempfile::tempdir().unwrap();
     let (config, out) = (config(dir.path()), dir.path().join("out.jsonl"));
-    let lines = measured(&config, &out, &TRIES).records().len();
+    let counted = TRIES.map(|(score, _)| (score, false));
+    let lines = measured(&config, &out, &counted).records().len();
     let mut journal = Journal::open(&out, true).unwrap();
     assert_eq!(evaluate(&config, &mut journal).unwrap(), Done::All);
     assert_eq!(journal.records().len(), lines);
@@ -111,6 +112,17 @@ fn what_was_measured_is_not_measured_again() {
     // The default, the file and the best random settings once more; not the tries.
     assert_eq!(more.check(&journal).unwrap(), 3);
     assert_eq!(evaluate(&more, &mut journal).unwrap(), Done::Partly);
+}
+
+#[test]
+fn a_void_measurement_is_made_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, out) = (config(dir.path()), dir.path().join("out.jsonl"));
+    let journal = measured(&config, &out, &TRIES);
+    assert_eq!(config.check(&journal).unwrap(), 0, "not within one run");
+    drop(journal);
+    let journal = Journal::open(&out, true).unwrap();
+    assert_eq!(config.check(&journal).unwrap(), 1, "the void try");
 }
 
 #[test]

@@ -149,13 +149,8 @@ mod tests {
             };
             agent.observe(&transition).unwrap();
         }
-        let about = About {
-            schema: Schema::Seed5,
-            tuned: KnobSet::from_bits(0b101),
-            scenarios: String::new(),
-            broker_versions: String::new(),
-            scores: String::new(),
-        };
+        let tuned = KnobSet::from_bits(0b101);
+        let about = About { tuned, ..About::new(Schema::Seed5) };
         let compared = dir.path().join("compared.btm");
         export(&agent, &about, &compared).unwrap();
         let actors = Architecture::of_model(&compared).unwrap();

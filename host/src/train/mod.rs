@@ -1,5 +1,6 @@
 //! `host train`: one agent, several environments, two logs, checkpoints.
 
+mod origin;
 #[cfg(test)]
 mod tests;
 mod worker;
@@ -14,6 +15,8 @@ use brokertuner_edge::error::told;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use worker::{Answer, Order, Workers};
+
+pub use origin::Origin;
 
 /// Checkpoints are named by the transitions observed.
 const CHECKPOINT: &str = "checkpoint-";
@@ -109,6 +112,22 @@ struct Best {
     agent: Agent,
     score: f64,
     step: u64,
+}
+
+impl Best {
+    /// The best agent of the run in `dir` that is gone on with; `None` where its file is gone.
+    fn of_earlier_run(dir: &Path, row: ValidationRow) -> anyhow::Result<Option<Best>> {
+        let path = best_path(dir);
+        if !path.exists() {
+            return Ok(None);
+        }
+        Ok(Some(Best { agent: Agent::load(&path)?, score: row.score, step: row.step }))
+    }
+}
+
+/// Where the best agent is kept.
+fn best_path(dir: &Path) -> PathBuf {
+    dir.join(format!("best.{EXTENSION}"))
 }
 
 /// Why a run ended.
@@ -215,6 +234,10 @@ fn train_until(
         config.out.display(),
         reached.steps
     );
+    let best = match logs.best_validation()? {
+        Some(row) => Best::of_earlier_run(&config.out, row)?,
+        None => None,
+    };
     let mut run = Run {
         config,
         agent,
@@ -231,7 +254,7 @@ fn train_until(
         losses: Vec::new(),
         scores: Vec::new(),
         validation,
-        best: None,
+        best,
         interrupted,
     };
     let workers = Workers::start(envs);
@@ -481,7 +504,7 @@ impl Run<'_> {
         self.logs.validation(&ValidationRow { step, wall_s, score })?;
         tracing::info!(step, score = format!("{score:.4}"), "validated");
         if self.best.as_ref().is_none_or(|best| score > best.score) {
-            self.agent.save(&self.config.out.join(format!("best.{EXTENSION}")), Keep::Lessons)?;
+            self.agent.save(&best_path(&self.config.out), Keep::Lessons)?;
             self.best = Some(Best { agent: self.agent.clone(), score, step });
         }
         Ok(())
