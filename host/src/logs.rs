@@ -356,7 +356,8 @@ impl TrainLogs {
         let csv = |source| LogError::Csv { path: path.clone(), source };
         let rows = csv::Reader::from_path(&path).map_err(csv)?.into_deserialize();
         let rows = rows.collect::<Result<Vec<ValidationRow>, _>>().map_err(csv)?;
-        Ok(rows.into_iter().max_by(|a, b| a.score.total_cmp(&b.score)))
+        // Of equals the first: the later one was not kept.
+        Ok(rows.into_iter().rev().max_by(|a, b| a.score.total_cmp(&b.score)))
     }
 
     /// Appends to `action_throughput_log.csv`.

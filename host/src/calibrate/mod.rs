@@ -142,7 +142,14 @@ impl Bench {
 
     /// CPU time per delivery.
     fn cost_us(&self, load: &loads::Load) -> anyhow::Result<f64> {
-        let outcome = self.run(load.scenario()?, load.conf)?;
+        let mut outcome = self.run(load.scenario()?, load.conf)?;
+        if outcome.load.is_void {
+            tracing::warn!(load = load.name, "the machine was too slow; measuring again");
+            outcome = self.run(load.scenario()?, load.conf)?;
+        }
+        if outcome.load.is_void {
+            bail!("the machine is too slow for the load {:?}: end what else runs on it", load.name);
+        }
         let share = outcome.cpu_share.context("the kernel does not count CPU time")?;
         let delivered = outcome.load.delivered_per_s;
         if delivered <= 0.0 || share <= 0.0 {

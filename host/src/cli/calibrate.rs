@@ -135,13 +135,13 @@ impl CalibrateArgs {
             bench: Bench::Twin { calibration },
             duration: None,
             capacity_msgs_per_s: options::twin_capacity(&calibration, &real.scenarios)?,
-            ..real
+            ..real.clone()
         };
         let file = tempfile::NamedTempFile::new().context("cannot make a temporary file")?;
         let mut played = Journal::open(file.path(), false)?;
         evaluate(&twin, &mut played)?;
-        let (real, twin) = (journal.records(), played.records());
-        let points = check::points(real, twin);
+        let points = check::points(journal.records(), played.records());
+        let missing = (real.scenarios.len() * real.arms.len()).saturating_sub(points.len());
         let fidelity = Fidelity::of(&points).context("nothing was measured that counts")?;
         let checked = Checked { version: check::CHECKED_VERSION, broker_version, points };
         let compared = self.out.with_extension("check.json");
@@ -151,9 +151,14 @@ impl CalibrateArgs {
         } else {
             let head =
                 format!("{:<20} {:<12} {:>6} {:>6}\n", "scenario", "settings", "real", "twin");
-            head + &check::table(&checked.points) + "\n" + &fidelity.text()
+            let missing = match missing {
+                0 => String::new(),
+                count => format!("{count} were not measured, or were void; go on with --resume\n"),
+            };
+            head + &check::table(&checked.points) + "\n" + &fidelity.text() + &missing
         })?;
-        let is_good = done == Done::All && fidelity.is_good();
+        let is_whole = done == Done::All && missing == 0;
+        let is_good = is_whole && fidelity.is_good();
         Ok(if is_good { Answer::Yes } else { Answer::No })
     }
 }

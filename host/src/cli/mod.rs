@@ -142,7 +142,8 @@ pub fn main() -> ExitCode {
         Ok(Answer::No) => ExitCode::from(1),
         Err(error) => {
             eprintln!("error: {}", told(error.as_ref()));
-            ExitCode::from(2)
+            // Nothing is wrong with what was asked for.
+            ExitCode::from(if crate::broker::interrupted() { 1 } else { 2 })
         }
     }
 }

@@ -5,8 +5,8 @@ use super::{Answer, print};
 use crate::env::broker::site_values;
 use crate::reward::DeadlinePrices;
 use crate::scenario::{EMBEDDED, Scenario};
-use crate::search::{Candidate, Evaluations, Evaluator, Method, Search, rule};
-use crate::trial::{Profile, Setter, Trial};
+use crate::search::{Candidate, Evaluations, Evaluator, Method, Search, World, rule};
+use crate::trial::{Outcome, Profile, Setter, Trial};
 use crate::twin::{Calibration, Play};
 use anyhow::{Context as _, Result, bail};
 use brokertuner_core::{Envelope, KnobSet, Settings, render};
@@ -62,6 +62,10 @@ pub(crate) struct SearchArgs {
     broker: BrokerOptions,
 }
 
+/// Added to the seed for confirmations: nobody is judged on the run that chose him, nor on those of
+/// a later `host evaluate`.
+const CONFIRM_SEED_OFFSET: u64 = 2_000_000;
+
 /// Where settings are tried.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 enum SearchEnv {
@@ -92,6 +96,10 @@ impl SearchArgs {
     pub(crate) fn run(&self) -> Result<Answer> {
         if self.json {
             crate::progress::hide();
+        }
+        if self.env == SearchEnv::Broker || self.confirm > 0 {
+            // Before the minutes in the twin.
+            self.broker.find()?;
         }
         let all: Vec<String> = EMBEDDED.iter().map(|(name, _)| (*name).to_owned()).collect();
         let names = if self.scenarios.is_empty() { &all } else { &self.scenarios };
@@ -143,23 +151,26 @@ impl SearchArgs {
         let candidates = match self.env {
             SearchEnv::Twin => search.run(&starts, &self.twin(&scenarios, evaluations)?)?,
             SearchEnv::Broker => {
-                search.run_one_by_one(&starts, &self.real(&scenarios, evaluations)?)?
+                search.run_one_by_one(&starts, &self.real(&scenarios, evaluations, self.seed)?)?
             }
         };
         let confirmed = match self.confirm as usize {
-            0 => candidates.clone(),
+            0 => candidates,
             count => {
-                let some: Vec<Settings> =
-                    candidates.iter().take(count).map(|candidate| candidate.settings).collect();
-                search.measure(&some, &self.real(&scenarios, evaluations)?)?
+                let some = candidates.iter().take(count).map(|candidate| candidate.settings);
+                let mut some: Vec<Settings> = some.collect();
+                // One line must not mix two worlds, nor may the rule be left behind unseen.
+                some.extend(
+                    starts.iter().filter(|one| !some.contains(one)).copied().collect::<Vec<_>>(),
+                );
+                let seed = self.seed.wrapping_add(CONFIRM_SEED_OFFSET);
+                search.measure(&some, &self.real(&scenarios, evaluations, seed)?)?
             }
         };
         let best = confirmed.first().context("nothing was evaluated")?;
         let score_of = |settings: &Settings| {
-            let of = |list: &[Candidate]| {
-                list.iter().find(|one| one.settings == *settings).map(|one| one.score)
-            };
-            of(&candidates).unwrap_or(f64::NAN)
+            let found: Option<&Candidate> = confirmed.iter().find(|one| one.settings == *settings);
+            found.map_or(f64::NAN, |one| one.score)
         };
         let file = self.out.join(format!("{name}.conf"));
         let settings_conf = render::render(&best.settings).as_str().to_owned();
@@ -189,14 +200,21 @@ impl SearchArgs {
         &self,
         scenarios: &[Arc<Scenario>],
         evaluations: &'a Evaluations,
+        seed: u64,
     ) -> Result<OnBroker<'a>> {
         let mosquitto = self.broker.find()?;
-        let capacity_msgs_per_s = options::capacity(&mosquitto, scenarios, self.seed)?;
+        // One file has one rate: a capacity that is measured again is another one.
+        let known = evaluations.capacity_msgs_per_s();
+        let capacity_msgs_per_s =
+            match known.filter(|_| scenarios.iter().any(|s| s.needs_capacity())) {
+                Some(capacity) => Some(capacity),
+                None => options::capacity(&mosquitto, scenarios, self.seed)?,
+            };
         let trial = Trial {
             mosquitto,
             scenario: scenarios.first().cloned().context("no load to search for")?,
             setter: Setter::Fixed(Settings::UNWRITTEN),
-            seed: self.seed,
+            seed,
             profile: Profile::judging()?,
             pin: true,
             capacity_msgs_per_s,
@@ -235,7 +253,8 @@ struct InTwin<'a> {
 impl Evaluator for InTwin<'_> {
     fn evaluate(&self, scenario: &Arc<Scenario>, settings: &Settings) -> Result<(f64, f64)> {
         let world = crate::search::digest(&(scenario, self.calibration, self.profile));
-        self.evaluations.get_or(&scenario.name, &world, settings, || {
+        let by = World { scenario: &scenario.name, digest: &world, capacity_msgs_per_s: None };
+        self.evaluations.get_or(&by, settings, || {
             if crate::broker::interrupted() {
                 bail!("interrupted; go on with --resume");
             }
@@ -259,22 +278,50 @@ struct OnBroker<'a> {
     evaluations: &'a Evaluations,
 }
 
+impl OnBroker<'_> {
+    fn world(&self, scenario: &Arc<Scenario>, seed: u64) -> String {
+        let Trial { mosquitto, profile, capacity_msgs_per_s, allow_uncapped, .. } = &self.trial;
+        let program = (mosquitto.version().to_string(), env!("CARGO_PKG_VERSION"));
+        let machine = (capacity_msgs_per_s, allow_uncapped);
+        crate::search::digest(&(scenario, program, profile, machine, seed))
+    }
+}
+
+/// The score, where it says something.
+fn counted(outcome: &Outcome) -> Option<f64> {
+    outcome.load.score.filter(|_| !outcome.load.is_void)
+}
+
 impl Evaluator for OnBroker<'_> {
     fn evaluate(&self, scenario: &Arc<Scenario>, settings: &Settings) -> Result<(f64, f64)> {
         let (mut score, mut worths) = (0.0, 0.0);
         for repeat in 0..self.repeats {
             let seed = self.trial.seed.wrapping_add(u64::from(repeat));
-            let version = self.trial.mosquitto.version().to_string();
-            let world = crate::search::digest(&(scenario, version, self.trial.profile, seed));
-            let measured = self.evaluations.get_or(&scenario.name, &world, settings, || {
+            let digest = self.world(scenario, seed);
+            let by = World {
+                scenario: &scenario.name,
+                digest: &digest,
+                capacity_msgs_per_s: self.trial.capacity_msgs_per_s,
+            };
+            let measured = self.evaluations.get_or(&by, settings, || {
                 let trial = Trial {
                     scenario: Arc::clone(scenario),
                     setter: Setter::Fixed(*settings),
                     seed,
                     ..self.trial.clone()
                 };
-                let outcome = trial.run()?;
-                let score = outcome.load.score.unwrap_or(0.0);
+                let mut outcome = trial.run()?;
+                if counted(&outcome).is_none() {
+                    tracing::warn!(scenario = scenario.name, "void; measuring again");
+                    outcome = trial.run()?;
+                }
+                let score = counted(&outcome).with_context(|| {
+                    format!(
+                        "the machine is too slow for {}: end what else runs on it, and go on with \
+                         --resume",
+                        scenario.name
+                    )
+                })?;
                 let cpu_share = outcome.cpu_share.unwrap_or(0.0);
                 let rss_bytes = outcome.load.rss_bytes_max.unwrap_or(0);
                 Ok((score, worth(score, cpu_share, rss_bytes, scenario)))

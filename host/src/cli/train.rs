@@ -115,6 +115,8 @@ const BROKER_DURATION_S: u64 = 1800;
 /// Randomised sites of one training seed, so that runs of different seeds share none; those below
 /// are kept for validation.
 pub(super) const SITES_PER_SEED: u64 = 1 << 32;
+/// Seeds whose sites are neither those of `host evaluate --sites` nor those of validation.
+const SEEDS: std::ops::Range<u64> = 1..1 << 32;
 /// Seed of a run that is given none.
 const DEFAULT_SEED: u64 = 1;
 
@@ -148,8 +150,8 @@ pub(crate) struct TrainArgs {
     /// Steps between checkpoints.
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
     checkpoint_steps: u64,
-    /// Randomised sites of the twin that the policy is judged on, never those that it learns from;
-    /// the best policy is the result. 0: the last one is.
+    /// Randomised sites of the twin that the policy is judged on, never those that it learns from
+    /// (with --scenario: those loads themselves); the best policy is the result. 0: the last one is.
     #[arg(long, value_name = "N", default_value_t = 40)]
     validate_sites: u32,
     /// Steps between two judgements.
@@ -160,7 +162,7 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_parser = clap::value_parser!(u8).range(1..=64))]
     parallel: Option<u8>,
     /// Seed of all random choices; default: 1, or that of the run that is resumed.
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(SEEDS))]
     seed: Option<u64>,
     /// Folder of logs, checkpoints and model.
     #[arg(long, value_name = "DIR", default_value = "runs/train")]
@@ -241,6 +243,9 @@ impl TrainArgs {
         // A resumed run has those of its checkpoint, whatever the defaults are now.
         let hyper = agent.hyper().clone();
         let envs = match self.env {
+            EnvKind::Broker if !self.calibration.is_empty() => {
+                bail!("--calibration is of the twin; give --env twin, or leave it out")
+            }
             EnvKind::Broker => self.brokers(&agent, schema, reward)?,
             EnvKind::Twin => self.twins(&agent, schema, reward)?,
         };
@@ -253,7 +258,7 @@ impl TrainArgs {
             broker = envs.broker,
             "training"
         );
-        let origin = self.origin(&envs)?;
+        let origin = self.origin(&envs, reward)?;
         let config = TrainConfig {
             hyper,
             out: self.out.clone(),
@@ -266,20 +271,28 @@ impl TrainArgs {
         };
         let (scenarios, broker_versions) = (envs.loads, envs.broker);
         let about = About { tuned: config.tuned, scenarios, broker_versions, ..About::new(schema) };
-        let judge = self.judge(&about)?;
-        let score = |agent: &Agent| judge.score(agent);
-        let validation = (self.env == EnvKind::Twin && self.validate_sites > 0)
-            .then_some(Validation { every_steps: self.validate_steps, score: &score });
-        if self.env == EnvKind::Twin && !self.resume && self.from.is_none() {
-            self.sweep(&mut agent, schema, reward, &judge)?;
+        let judge = match self.env {
+            EnvKind::Broker => None,
+            EnvKind::Twin => Some(self.judge(&about)?),
+        };
+        if let Some(judge) = judge.as_ref().filter(|_| !self.resume && self.from.is_none())
+            && !self.sweep(&mut agent, schema, reward, judge)?
+        {
+            bail!("interrupted in the trials before the first step: nothing is kept, begin again");
         }
+        let score = |agent: &Agent| judge.as_ref().context("no judge")?.score(agent);
+        let validation = judge
+            .as_ref()
+            .filter(|_| self.validate_sites > 0)
+            .map(|_| Validation { every_steps: self.validate_steps, score: &score });
         let trained = train(envs.list, &config, agent, validation)?;
         self.report(&trained, about, origin)
     }
 
     /// What the run learns from, written down before it does; a resumed run goes on with the same.
-    fn origin(&self, envs: &Envs) -> Result<Origin> {
-        let mut origin = Origin::new(envs.loads.clone(), envs.broker.clone());
+    fn origin(&self, envs: &Envs, reward: RewardKind) -> Result<Origin> {
+        let (loads, broker) = (envs.loads.clone(), envs.broker.clone());
+        let mut origin = Origin::new(loads, broker, reward, self.validate_sites);
         if let Some(before) = Origin::read(&self.out)?.filter(|_| self.resume) {
             origin.refuse_other(&before, &self.out)?;
             origin.best = before.best;
@@ -297,14 +310,15 @@ impl TrainArgs {
         })
     }
 
-    /// Tries fixed settings, and fits the agent to what they were worth.
+    /// Tries fixed settings, and fits the agent to what they were worth. Answers false where that was
+    /// interrupted.
     fn sweep(
         &self,
         agent: &mut Agent,
         schema: Schema,
         reward: RewardKind,
         judge: &Judge,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let config = self.sweep.config(sweep::Parts {
             source: self.source(agent.seed(), SWEPT_SITES)?,
             calibrations: options::calibrations(&self.calibration)?,
@@ -324,7 +338,8 @@ impl TrainArgs {
             );
             Ok(())
         };
-        crate::sweep::sweep(agent, &config, crate::broker::interrupted, after_round)
+        crate::sweep::sweep(agent, &config, crate::broker::interrupted, after_round)?;
+        Ok(!crate::broker::interrupted())
     }
 
     /// Who judges policies in the twin.
@@ -506,7 +521,12 @@ impl TrainArgs {
     fn report(&self, trained: &Trained, about: About, mut origin: Origin) -> Result<Answer> {
         let path = self.out.join("model.btm");
         let scores = match trained.validation {
-            Some((score, step)) => format!("validation: {score:.3} at step {step}"),
+            Some((score, step)) if self.scenarios.is_empty() => {
+                format!("validation: {score:.3} at step {step}")
+            }
+            Some((score, step)) => {
+                format!("on these loads, in the twin: {score:.3} at step {step}")
+            }
             None => {
                 format!("training, last quarter: {}", score(trained.score_mean_last_quarter))
             }

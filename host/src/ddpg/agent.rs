@@ -296,7 +296,8 @@ impl Agent {
     /// its lessons stay.
     ///
     /// # Errors
-    /// [`DdpgError::Hyper`]; or [`DdpgError::Length`] where the networks would change.
+    /// [`DdpgError::Hyper`]; or [`DdpgError::Length`] and [`DdpgError::OtherNetworks`] where the
+    /// networks would change.
     pub fn continued(self, hyper: Hyper, seed: u64) -> Result<Self, DdpgError> {
         let mut agent = Agent::new(hyper, self.state_dim, self.action_dim, seed)?;
         for (what, found, expected) in [
@@ -305,6 +306,10 @@ impl Agent {
             ("critics", agent.critics.len(), self.critics.len()),
         ] {
             DdpgError::check_length(what, found, expected)?;
+        }
+        let kinds = |hyper: &Hyper| (hyper.critic_layer_norm, hyper.normalise);
+        if kinds(&agent.hyper) != kinds(&self.hyper) {
+            return Err(DdpgError::OtherNetworks);
         }
         for (new, old) in agent.critics.iter_mut().zip(self.critics) {
             (new.net, new.target) = (old.net, old.target);

@@ -212,7 +212,7 @@ impl Hyper {
         Hyper {
             actor_lr: 1e-4,
             critic_lr: 3e-4,
-            warm_up_steps: 1,
+            warm_up_steps: 0,
             sigma_start: 0.05,
             updates_per_step: 20,
             ..Self::twin()

@@ -201,9 +201,20 @@ fn the_same_seed_gives_the_same_bits() {
 
 #[test]
 fn a_resumed_run_equals_an_uninterrupted_one() {
+    let guided = Hyper { guide: 1.0, guide_stay: 0.3, ..everything() };
+    for hyper in [everything(), guided] {
+        let mut whole = Agent::new(hyper, 3, 2, 5).unwrap();
+        if whole.hyper().guide > 0.0 {
+            let (states, action) = (vec![vec![0.5, 0.1, -0.3]; 2], vec![1.0, -1.0]);
+            whole.teach(&[Trial { states, action, value: 2.0 }]).unwrap();
+        }
+        resumed_equals(whole);
+    }
+}
+
+fn resumed_equals(mut whole: Agent) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("agent.safetensors");
-    let mut whole = Agent::new(everything(), 3, 2, 5).unwrap();
     advance(&mut whole, 0..61);
     whole.save(&path, Keep::Everything).unwrap();
     let mut resumed = Agent::load(&path).unwrap();
@@ -265,6 +276,9 @@ fn lessons_survive_a_checkpoint_and_another_run_goes_on_from_it() {
     let mut continued = loaded.clone().continued(hyper, 9).unwrap();
     assert_eq!((continued.act(&state), continued.seed(), continued.updates()), (action, 9, 0));
     assert!(continued.update().is_some(), "its lessons are still there");
+    let linear = Hyper { critic_layer_norm: !loaded.hyper().critic_layer_norm, ..everything() };
+    let error = loaded.clone().continued(linear, 9).unwrap_err().to_string();
+    assert!(error.contains("critic_layer_norm"), "{error}");
     let wider = Hyper { hidden: [24, 25], ..everything() };
     assert!(loaded.continued(wider, 9).unwrap_err().to_string().contains("second hidden layer"));
 }

@@ -78,6 +78,9 @@ pub enum DdpgError {
         /// The length it must have.
         expected: usize,
     },
+    /// Weights that mean something else with the wanted hyperparameters.
+    #[error("critic_layer_norm or normalise is not what the networks were trained with")]
+    OtherNetworks,
     /// A reward or an action that is not a number would spread into every weight.
     #[error("{what} is not a finite number")]
     NotFinite {

@@ -53,7 +53,7 @@ pub struct TwinEnvConfig {
     pub seed: u64,
     /// Messages a second that the first broker passes, for scenarios that ask for a multiple of it.
     pub capacity_msgs_per_s: Option<f64>,
-    /// The comparison's rules, which half of the episodes keep.
+    /// The comparison's rules, which the episodes without impatience keep.
     pub profile: Profile,
 }
 

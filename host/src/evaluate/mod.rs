@@ -289,7 +289,8 @@ impl EvaluateConfig {
         if run.journal.find(&unit.key).is_some() {
             return Ok(true);
         }
-        if self.duration.is_some_and(|limit| run.started.elapsed() >= limit) {
+        let is_over = self.duration.is_some_and(|limit| run.started.elapsed() >= limit);
+        if is_over || crate::broker::interrupted() {
             return Ok(false);
         }
         run.progress.set(run.measured, format!("{} with {}", unit.key.scenario, unit.key.arm));

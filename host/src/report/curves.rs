@@ -64,7 +64,7 @@ impl Seeds {
 /// Both plots.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Curves {
-    /// Score on sites that nothing was learnt from.
+    /// Score of the policy in validation.
     pub validation: Vec<Seeds>,
     /// Score of the training episodes, each point the mean of the last [`WINDOW`].
     pub episodes: Vec<Seeds>,

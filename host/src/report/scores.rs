@@ -32,6 +32,8 @@ enum Claim {
     Scenario(String),
     /// An arm and its actor; with the load where the arm has other settings for each.
     Setter(String, Option<u64>, Option<String>),
+    /// Rates that are multiples of it are no others'.
+    Capacity,
 }
 
 fn claims(records: &[Record]) -> BTreeMap<Claim, String> {
@@ -44,7 +46,9 @@ fn claims(records: &[Record]) -> BTreeMap<Claim, String> {
             (Claim::Setter(record.arm.clone(), record.actor, load), identity.setter.clone()),
         ]
     };
-    records.iter().flat_map(of).collect()
+    let capacity = records.iter().find_map(|record| record.outcome.load.capacity_msgs_per_s);
+    let capacity = capacity.map(|capacity| (Claim::Capacity, capacity.to_string()));
+    records.iter().flat_map(of).chain(capacity).collect()
 }
 
 /// Puts results together where they can be compared: profile, Mosquitto, pinning and program are
@@ -70,14 +74,26 @@ pub fn group(results: Vec<Results>) -> Vec<Group> {
         group.records.extend(records);
     }
     for group in &mut groups {
-        // A copy of a file is no second measurement.
-        let mut seen = BTreeSet::new();
-        group.records.retain(|record| {
-            let Record { scenario, arm, actor, repeat, seed, .. } = record;
-            seen.insert((scenario.clone(), arm.clone(), *actor, *repeat, *seed))
-        });
+        group.records = distinct(std::mem::take(&mut group.records));
     }
     groups
+}
+
+/// Without what says nothing: copies of a measurement, and void ones that were made again.
+fn distinct(records: Vec<Record>) -> Vec<Record> {
+    let key = |record: &Record| {
+        let Record { scenario, arm, actor, repeat, seed, .. } = record;
+        (scenario.clone(), arm.clone(), *actor, *repeat, *seed)
+    };
+    let counted: BTreeSet<_> = records.iter().filter(|one| !one.is_void).map(key).collect();
+    let mut seen = BTreeSet::new();
+    let mut is_new = |record: &Record| {
+        let is_made_again = record.is_void && counted.contains(&key(record));
+        // Two measurements differ in some figure, if only in a latency.
+        let text = serde_json::to_string(record).unwrap_or_default();
+        !is_made_again && seen.insert(text)
+    };
+    records.into_iter().filter(|record| is_new(record)).collect()
 }
 
 /// An arm on a load.

@@ -415,6 +415,24 @@ fn only_what_can_be_compared_shares_a_table() {
 }
 
 #[test]
+fn a_measurement_counts_once_and_a_void_one_gives_way() {
+    let results = |records: Vec<Record>| Results { path: "r".into(), records, is_torn: false };
+    let void = Record { is_void: true, score: None, ..record("a", "m", 0, 0.0) };
+    let lone = Record { is_void: true, score: None, ..record("b", "m", 0, 0.0) };
+    let (one, other) = (record("a", "m", 0, 0.6), record("a", "m", 0, 0.7));
+    let all = vec![void, one.clone(), one, other, lone];
+    let groups = scores::group(vec![results(all)]);
+    let scores: Vec<Option<f64>> = groups[0].records.iter().map(|record| record.score).collect();
+    assert_eq!(scores, [Some(0.6), Some(0.7), None], "the same run on another day is another run");
+    let at = |capacity: f64| {
+        let mut record = record("c", "m", 0, 0.5);
+        record.outcome.load.capacity_msgs_per_s = Some(capacity);
+        results(vec![record])
+    };
+    assert_eq!(scores::group(vec![at(60_000.0), at(90_000.0)]).len(), 2);
+}
+
+#[test]
 fn timelines_are_of_the_loads_asked_for() {
     let dir = runs(["a", "b"]);
     let choose = |name: &str| {

@@ -22,6 +22,20 @@ pub struct Evaluation {
     pub score: f64,
     /// The score less prices.
     pub worth: f64,
+    /// The real broker's capacity that the load's rates were multiples of, if any are.
+    #[serde(default)]
+    pub capacity_msgs_per_s: Option<f64>,
+}
+
+/// Where settings are evaluated.
+#[derive(Clone, Copy, Debug)]
+pub struct World<'a> {
+    /// Name of the load.
+    pub scenario: &'a str,
+    /// Of everything that a score depends on beside the settings.
+    pub digest: &'a str,
+    /// As in [`Evaluation`].
+    pub capacity_msgs_per_s: Option<f64>,
 }
 
 /// A file of evaluations that cannot be used.
@@ -64,6 +78,7 @@ pub struct Evaluations {
 struct Inner {
     file: File,
     known: HashMap<(String, String), (f64, f64)>,
+    capacity_msgs_per_s: Option<f64>,
 }
 
 impl Evaluations {
@@ -83,15 +98,20 @@ impl Evaluations {
         }
         let whole = text.rfind('\n').map_or(0, |end| end + 1);
         let mut known = HashMap::new();
+        let mut capacity_msgs_per_s = None;
         for (index, line) in text[..whole].lines().enumerate() {
             let found: Evaluation = serde_json::from_str(line).map_err(|source| {
                 SearchError::Line { path: path.to_owned(), line: index + 1, source }
             })?;
+            capacity_msgs_per_s = capacity_msgs_per_s.or(found.capacity_msgs_per_s);
             known.insert((found.world, found.settings_conf), (found.score, found.worth));
         }
         let file = OpenOptions::new().create(true).append(true).open(path).map_err(at)?;
         file.set_len(whole as u64).map_err(at)?;
-        Ok(Evaluations { path: path.to_owned(), inner: Mutex::new(Inner { file, known }) })
+        Ok(Evaluations {
+            path: path.to_owned(),
+            inner: Mutex::new(Inner { file, known, capacity_msgs_per_s }),
+        })
     }
 
     /// Score and worth of `settings` in `world`: from the file, or by `find`, and then into it.
@@ -100,26 +120,34 @@ impl Evaluations {
     /// As `find`; or where the file cannot be written.
     pub fn get_or(
         &self,
-        scenario: &str,
-        world: &str,
+        world: &World<'_>,
         settings: &Settings,
         find: impl FnOnce() -> anyhow::Result<(f64, f64)>,
     ) -> anyhow::Result<(f64, f64)> {
         let settings_conf = render::render(settings).as_str().to_owned();
-        let key = (world.to_owned(), settings_conf.clone());
+        let key = (world.digest.to_owned(), settings_conf.clone());
         let known = self.lock().known.get(&key).copied();
         if let Some(known) = known {
             return Ok(known);
         }
         let (score, worth) = find()?;
-        let (scenario, world) = (scenario.to_owned(), world.to_owned());
-        let evaluation = Evaluation { scenario, world, settings_conf, score, worth };
+        let World { scenario, digest, capacity_msgs_per_s } = *world;
+        let (scenario, world) = (scenario.to_owned(), digest.to_owned());
+        let evaluation =
+            Evaluation { scenario, world, settings_conf, score, worth, capacity_msgs_per_s };
         let mut inner = self.lock();
+        inner.capacity_msgs_per_s = inner.capacity_msgs_per_s.or(capacity_msgs_per_s);
         let line = serde_json::to_string(&evaluation)? + "\n";
         let at = |source| SearchError::File { path: self.path.clone(), source };
         inner.file.write_all(line.as_bytes()).map_err(at)?;
         inner.known.insert(key, (score, worth));
         Ok((score, worth))
+    }
+
+    /// The real broker's capacity that what was evaluated so far is in multiples of.
+    #[must_use]
+    pub fn capacity_msgs_per_s(&self) -> Option<f64> {
+        self.lock().capacity_msgs_per_s
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {

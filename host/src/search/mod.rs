@@ -8,7 +8,7 @@
 mod file;
 pub mod rule;
 
-pub use file::{Evaluation, Evaluations, SearchError};
+pub use file::{Evaluation, Evaluations, SearchError, World};
 
 use crate::scenario::Scenario;
 use brokertuner_core::{

@@ -190,6 +190,8 @@ struct Run<'a> {
     losses: Vec<Losses>,
     scores: Vec<f64>,
     validation: Option<Validation<'a>>,
+    /// Steps that had been taken at the last judgement.
+    validated: Option<u64>,
     best: Option<Best>,
     /// When a step was last told of.
     told: Option<Instant>,
@@ -238,6 +240,7 @@ fn train_until(
         Some(row) => Best::of_earlier_run(&config.out, row)?,
         None => None,
     };
+    let has_lessons = agent.updates() > 0 && !config.resume;
     let mut run = Run {
         config,
         agent,
@@ -250,10 +253,11 @@ fn train_until(
         episodes_begun: reached.episodes_begun,
         episodes: reached.episodes,
         told: None,
-        has_learnt: false,
+        has_learnt: has_lessons,
         losses: Vec::new(),
         scores: Vec::new(),
         validation,
+        validated: None,
         best,
         interrupted,
     };
@@ -496,9 +500,12 @@ impl Run<'_> {
     fn validate(&mut self, is_end: bool) -> anyhow::Result<()> {
         let Some(validation) = &self.validation else { return Ok(()) };
         let is_due = self.steps.is_multiple_of(validation.every_steps);
-        if !is_due && !is_end {
+        // The user waits; and nothing was learnt since the last one.
+        let is_idle = (self.interrupted)() || self.validated == Some(self.steps);
+        if is_end && is_idle || !is_due && !is_end {
             return Ok(());
         }
+        self.validated = Some(self.steps);
         let score = (validation.score)(&self.agent)?;
         let (step, wall_s) = (self.steps, self.wall_s());
         self.logs.validation(&ValidationRow { step, wall_s, score })?;

@@ -1,6 +1,7 @@
 //! `run.json`: what the checkpoints in its folder were trained on.
 
 use crate::export::replace;
+use crate::reward::RewardKind;
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ const NAME: &str = "run.json";
 const VERSION: u32 = 1;
 
 /// What a run learns from, for those who go on with it and for a model's card.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Origin {
     version: u32,
@@ -19,6 +20,10 @@ pub struct Origin {
     pub loads: String,
     /// Mosquitto's version, or `twin`.
     pub broker: String,
+    /// What a step is worth, with its prices or weights.
+    pub reward: RewardKind,
+    /// Randomised sites that the best agent is chosen by.
+    pub validation_sites: u32,
     /// Score of the best agent by validation, once there is one.
     pub best: Option<String>,
 }
@@ -26,8 +31,8 @@ pub struct Origin {
 impl Origin {
     /// A run on `loads` with `broker`, before anything was learnt.
     #[must_use]
-    pub fn new(loads: String, broker: String) -> Origin {
-        Origin { version: VERSION, loads, broker, best: None }
+    pub fn new(loads: String, broker: String, reward: RewardKind, validation_sites: u32) -> Origin {
+        Origin { version: VERSION, loads, broker, reward, validation_sites, best: None }
     }
 
     /// That of the run in `dir`; `None` where it left none.
@@ -63,12 +68,17 @@ impl Origin {
     /// Holds a run that goes on against what it was before.
     ///
     /// # Errors
-    /// Other loads or another broker: one log would show two runs as one.
+    /// Other loads, another broker, reward or validation: one log would show two runs as one.
     pub fn refuse_other(&self, before: &Origin, dir: &Path) -> Result<()> {
-        for (what, was, is) in [
-            ("on the loads", &before.loads, &self.loads),
-            ("with Mosquitto", &before.broker, &self.broker),
-        ] {
+        let parts = |origin: &Origin| {
+            anyhow::Ok([
+                ("on the loads", origin.loads.clone()),
+                ("with Mosquitto", origin.broker.clone()),
+                ("with the reward", serde_json::to_string(&origin.reward)?),
+                ("with --validate-sites", origin.validation_sites.to_string()),
+            ])
+        };
+        for ((what, was), (_, is)) in parts(before)?.into_iter().zip(parts(self)?) {
             if was != is {
                 bail!(
                     "the run in {} was trained {what} {was}, not {is}; give the same to go on \
@@ -90,11 +100,13 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
     use super::*;
+    use crate::reward::DeadlinePrices;
 
     #[test]
     fn a_run_goes_on_with_its_own_loads_only() {
         let dir = tempfile::tempdir().unwrap();
-        let origin = |loads: &str| Origin::new(loads.to_owned(), "2.0.21".to_owned());
+        let reward = RewardKind::Deadline(DeadlinePrices::default());
+        let origin = |loads: &str| Origin::new(loads.to_owned(), "2.0.21".to_owned(), reward, 40);
         assert_eq!(Origin::read(dir.path()).unwrap(), None);
         origin("link-50ms").write(dir.path()).unwrap();
         let before = Origin::read(dir.path()).unwrap().unwrap();
@@ -103,6 +115,10 @@ mod tests {
         for word in ["link-50ms, not wan-uplink", "--from", &*dir.path().display().to_string()] {
             assert!(error.to_string().contains(word), "{error}");
         }
+        let free = DeadlinePrices { cpu: 0.0, ..DeadlinePrices::default() };
+        let other = Origin { reward: RewardKind::Deadline(free), ..origin("link-50ms") };
+        let error = other.refuse_other(&before, dir.path()).unwrap_err().to_string();
+        assert!(error.contains("with the reward"), "{error}");
     }
 
     #[test]

@@ -177,6 +177,24 @@ fn a_resumed_run_counts_on_and_does_not_mix_its_returns_with_the_old_ones() {
 }
 
 #[test]
+fn the_best_of_an_earlier_run_stays_the_best() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = TrainConfig { steps: 4, ..config(dir.path()) };
+    let judged = |score: f64| move |_: &Agent| anyhow::Ok(score);
+    let (high, low) = (judged(0.9), judged(0.2));
+    let by = |score| Some(Validation { every_steps: 2, score });
+    let script = [Does::Reward(0.5)];
+    let trained = train_until(envs(&script), &first, agent(), by(&high), || false).unwrap();
+    assert_eq!(trained.validation, Some((0.9, 2)), "of equals the first");
+    let rows = |dir: &Path| std::fs::read_to_string(dir.join("validation.csv")).unwrap();
+    assert_eq!(rows(dir.path()).lines().count(), 1 + 2, "no step is judged twice");
+    let again = TrainConfig { steps: 8, resume: true, ..first };
+    let load = Agent::load(&newest_checkpoint(dir.path()).unwrap()).unwrap();
+    let trained = train_until(envs(&script), &again, load, by(&low), || false).unwrap();
+    assert_eq!((trained.validation, trained.agent.observed()), (Some((0.9, 2)), 2));
+}
+
+#[test]
 fn another_runs_checkpoints_are_not_mixed_in() {
     let dir = tempfile::tempdir().unwrap();
     refuse_checkpoints(dir.path()).unwrap();

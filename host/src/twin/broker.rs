@@ -56,6 +56,8 @@ pub(super) struct Broker {
     down_until: Option<Slice>,
     heap_bytes_max: u64,
     rss_bytes: u64,
+    /// Packets of `$SYS` that the agent was sent.
+    own_received: u64,
     saved: Slice,
     sys_period: Span,
     sys_next: Slice,
@@ -87,6 +89,7 @@ impl Broker {
             down_until: None,
             heap_bytes_max: 0,
             rss_bytes: calibration.rss_bytes_base,
+            own_received: 0,
             saved: Slice::START,
             sys_period,
             sys_next: Slice::START + sys_period,
@@ -128,10 +131,11 @@ impl Broker {
         self.limits = limits(settings, &self.site, &self.calibration);
         self.counters = Counters::default();
         self.pid += 1;
-        self.started = now + Span::of_us(us as u32, self.slice_us);
+        self.started = now + Span::of_us(us as u64, self.slice_us);
         self.down_until = Some(self.started);
         self.rss_bytes = self.calibration.rss_bytes_base;
         self.heap_bytes_max = 0;
+        self.own_received = 0;
         self.saved = self.started;
         self.sys_next = self.started + self.sys_period;
     }
@@ -179,11 +183,7 @@ impl Broker {
     /// Follows the memory: what is freed is given back in part only.
     pub(super) fn look_at_memory(&mut self) {
         let c = &self.calibration;
-        let heap = c.heap_bytes_base
-            + (self.held.bytes as f64 * c.payload_factor
-                + self.held.messages as f64 * c.bytes_per_message
-                + self.held.entries as f64 * c.bytes_per_entry) as u64
-            + u64::from(self.held.clients) * c.bytes_per_client;
+        let heap = self.heap_bytes();
         self.heap_bytes_max = self.heap_bytes_max.max(heap);
         let grown = c.rss_bytes_base + (heap - c.heap_bytes_base);
         let peak = c.rss_bytes_base + (self.heap_bytes_max - c.heap_bytes_base);
@@ -197,8 +197,11 @@ impl Broker {
     }
 
     fn heap_bytes(&self) -> u64 {
-        let c = &self.calibration;
-        c.heap_bytes_base + self.held.bytes + (self.held.entries as f64 * c.bytes_per_entry) as u64
+        let (c, held) = (&self.calibration, &self.held);
+        let stored = held.bytes as f64 * c.payload_factor
+            + held.messages as f64 * c.bytes_per_message
+            + held.entries as f64 * c.bytes_per_entry;
+        c.heap_bytes_base + stored as u64 + u64::from(held.clients) * c.bytes_per_client
     }
 
     fn publish_sys(&mut self, now: Slice) {
@@ -230,6 +233,7 @@ impl Broker {
         start.at = Some(self.instant(now));
         self.frame = values.into_iter().fold(start, |frame, (sys, value)| frame.with(sys, value));
         self.counters.publish_sent += SYS_UPDATE_PUBLISHES;
+        self.own_received += SYS_UPDATE_PUBLISHES;
     }
 
     pub(super) fn instant(&self, now: Slice) -> Instant {
@@ -254,7 +258,11 @@ impl Broker {
                 context_switches: self.counters.packets_received / 2,
             }),
             probe: ProbeSample { latency_us_qos0: probe_us(1.0), latency_us_qos1: probe_us(1.0) },
-            own: OwnTraffic { connections: 1, publish_sent: 0, publish_received: 0 },
+            own: OwnTraffic {
+                connections: 1,
+                publish_sent: 0,
+                publish_received: self.own_received,
+            },
         }
     }
 }

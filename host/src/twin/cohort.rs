@@ -8,7 +8,7 @@ use crate::scenario::{PublishGroup, Qos, SubscribeGroup, topic};
 use std::collections::{HashMap, VecDeque};
 
 /// Shortest wait before a client connects again.
-pub(super) const RETRY_MIN_US: u32 = 10_000;
+pub(super) const RETRY_MIN_US: u64 = 10_000;
 /// Filters of a group that are matched one by one.
 const FILTERS_MATCHED_MAX: u32 = 16;
 /// Unsent messages that a client keeps.
@@ -205,8 +205,18 @@ pub(super) struct Subscribers {
 }
 
 /// A duration in microseconds.
-pub(super) fn us(duration: std::time::Duration) -> u32 {
-    u32::try_from(duration.as_micros()).unwrap_or(u32::MAX)
+pub(super) fn us(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Whole messages in a `share` of `count`; `rest` carries the parts of one to the next call.
+fn portion(rest: &mut f64, share: f64, count: u32) -> u32 {
+    if share >= 1.0 {
+        return count;
+    }
+    let exact = *rest + share * f64::from(count);
+    *rest = exact.fract();
+    exact as u32
 }
 
 impl Subscribers {
@@ -255,12 +265,7 @@ impl Subscribers {
 
     /// Whole messages that a member gets out of `count`.
     pub(super) fn portion(&mut self, publish_group: usize, share: f64, count: u32) -> u32 {
-        if share >= 1.0 {
-            return count;
-        }
-        let exact = self.rest[publish_group] + share * f64::from(count);
-        self.rest[publish_group] = exact.fract();
-        exact as u32
+        portion(&mut self.rest[publish_group], share, count)
     }
 
     /// The broker routes messages to every member.
@@ -360,6 +365,8 @@ pub(super) struct Expectation {
     pub(super) seconds: Vec<SecondCounts>,
     /// Of them closed.
     pub(super) closed: usize,
+    /// Parts of a message that a member has still to expect, by publish group.
+    rest: Vec<f64>,
 }
 
 impl Expectation {
@@ -367,12 +374,13 @@ impl Expectation {
         group: &SubscribeGroup,
         connection: usize,
         start: Slice,
-        duration_s: u32,
+        (duration_s, publish_groups): (u32, usize),
         slice_us: u32,
     ) -> Expectation {
         let absence = group.offline.map(|offline| {
             let from = start + Span::of_us(us(offline.at), slice_us);
-            let to = from + Span::of_us(us(offline.lasts) + us(group.reconnect), slice_us);
+            let to =
+                from + Span::of_us(us(offline.lasts.saturating_add(group.reconnect)), slice_us);
             (from, to)
         });
         Expectation {
@@ -384,6 +392,7 @@ impl Expectation {
             absence,
             seconds: vec![SecondCounts::default(); duration_s as usize],
             closed: 0,
+            rest: vec![0.0; publish_groups],
         }
     }
 
@@ -391,14 +400,22 @@ impl Expectation {
         self.absence.is_some_and(|(from, to)| (from..to).contains(&due))
     }
 
-    /// `count` messages for each member are due in `second`.
-    pub(super) fn expect(&mut self, due: Slice, second: usize, count: f64) {
+    /// `count` messages of a publish group are due in `second`, of which each member gets a `share`.
+    pub(super) fn expect(
+        &mut self,
+        due: Slice,
+        second: usize,
+        publish_group: usize,
+        share: f64,
+        count: u32,
+    ) {
+        let each = portion(&mut self.rest[publish_group], share, count);
         // A clean session's scheduled absence is exempt.
         if self.is_clean && self.is_absent(due) {
             return;
         }
         if let Some(counts) = self.seconds.get_mut(second) {
-            counts.expected += (count * f64::from(self.members)).round() as u64;
+            counts.expected += u64::from(each) * u64::from(self.members);
         }
     }
 

@@ -1,8 +1,8 @@
 //! The twin's judge: the same broker, message by message and client by client, in continuous time.
 //!
-//! Shares nothing with the twin but the figures: no slices, no cohorts, no batches. Slow, and for
-//! steady loads only (no absences, no restarts): what the twin could get wrong by its shortcuts,
-//! it gets wrong there too.
+//! Shares with the twin the figures, when messages are due, which topics match and what settings
+//! mean; no slices, no cohorts, no batches. Slow, and for steady loads only (no absences, no
+//! restarts). What both have from the same source, this cannot find wrong.
 
 use super::calibration::Calibration;
 use crate::load::schedule::Schedule;

@@ -22,7 +22,7 @@ const SEGMENT_BYTES: u64 = 32_768;
 /// A PUBLISH's bytes beside its payload, about: fixed header, topic, packet identifier.
 const HEADER_BYTES: u64 = 23;
 /// Linux's delayed acknowledgement.
-const DELAYED_ACK_US: u32 = 40_000;
+const DELAYED_ACK_US: u64 = 40_000;
 
 /// What a packet of the broker is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -405,7 +405,9 @@ impl Link {
     /// The connection is lost. What the session keeps, if it outlives the connection: unacknowledged
     /// messages first, then the queue.
     pub(super) fn cut(&mut self) -> VecDeque<Batch> {
-        let unread = self.held.iter().filter(|batch| batch.packet == Packet::Publish);
+        let in_window =
+            |batch: &&Batch| batch.packet == Packet::Publish && batch.qos != Qos::AtMostOnce;
+        let unread = self.held.iter().filter(in_window);
         let mut read = self.inflight_count - unread.map(|batch| batch.count).sum::<u32>();
         let mut kept = VecDeque::new();
         for batch in self.inflight.drain(..) {
@@ -458,7 +460,7 @@ mod tests {
             Limits { window, window_bytes: u64::MAX, queue: 1000, queue_bytes: u64::MAX, nodelay };
         let client = Client {
             qos: Qos::AtLeastOnce,
-            ack_delay: Span::of_us(ack_delay_ms * MS, MS),
+            ack_delay: Span::of_us(u64::from(ack_delay_ms * MS), MS),
             is_interleaved: true,
         };
         Link::new(limits, client, MS)
@@ -488,6 +490,26 @@ mod tests {
             }
         }
         found
+    }
+
+    /// A reader of QoS 0 and 1 whose connection ends while Nagle's algorithm holds both.
+    #[test]
+    fn a_cut_keeps_what_was_in_the_window_and_no_more() {
+        let mut link = link(20, false, 20);
+        let batch = |qos, count| Batch {
+            packet: Packet::Publish,
+            due: Slice::START,
+            count,
+            bytes: 128,
+            qos,
+            is_repeat: false,
+        };
+        link.publish(Slice::nth(1), batch(Qos::AtLeastOnce, 1));
+        link.publish(Slice::nth(1), batch(Qos::AtMostOnce, 5));
+        link.publish(Slice::nth(1), batch(Qos::AtLeastOnce, 2));
+        let kept = link.cut();
+        assert_eq!(kept.iter().map(|batch| batch.count).sum::<u32>(), 3, "{kept:?}");
+        assert!(kept.iter().all(|batch| batch.qos == Qos::AtLeastOnce));
     }
 
     /// As measured on 2.0.21: 0.475, 0.925 and 1.

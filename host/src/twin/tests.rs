@@ -83,6 +83,52 @@ fn cohorts_and_slices_say_what_single_messages_say() {
     assert!(at(0.5) <= 0.005 && at(0.9) <= 0.05);
 }
 
+/// `rate_hz` from each of 50 publishers; every reader's filter matches what `filter` says.
+fn quiet(rate_hz: u32, filter: &str) -> Scenario {
+    let text = format!(
+        "schema = 1\nname = \"t\"\nsummary = \"t\"\ndeadline_ms = 250\nrss_limit_mib = 64\n\
+         [broker]\nsys_interval_s = 1\n\
+         [[phase]]\nname = \"p\"\nduration_s = 20\n[[phase.publish]]\nname = \"w\"\n\
+         clients = 50\nrate_hz = {rate_hz}\nqos = 1\npayload_bytes = 64\ntopic = \"a/{{client}}\"\n\
+         [[phase.subscribe]]\nname = \"r\"\nclients = 20\nfilter = \"{filter}\"\nqos = 1\n"
+    );
+    Scenario::parse(&text, "t").unwrap()
+}
+
+#[test]
+fn a_gateway_leaves_its_own_traffic_out() {
+    let scenario = quiet(1, "a/#");
+    let mut gateway = Gateway::new(&scenario, Settings::UNWRITTEN, Default::default());
+    let mut world = World::new(Config {
+        site: site_values(&scenario),
+        scenario: Arc::new(scenario),
+        calibration: Calibration::default(),
+        settings: Settings::UNWRITTEN,
+        capacity_msgs_per_s: None,
+        lead_in_s: 0,
+        repeat: true,
+        slice_us: SLICE_US,
+    });
+    for _ in 0..10 {
+        world.advance(1.0);
+        gateway.look(&world);
+    }
+    let metrics = gateway.look(&world);
+    let (received, sent) = (metrics.publish_received_per_s, metrics.publish_sent_per_s);
+    assert!((received.unwrap() - 50.0).abs() < 3.0, "{received:?}");
+    assert!((sent.unwrap() - 50.0 * 20.0).abs() < 40.0, "{sent:?}");
+    assert!(metrics.heap_bytes <= metrics.heap_bytes_max, "{metrics:?}");
+}
+
+#[test]
+fn a_filter_that_few_publishers_match_expects_their_messages_only() {
+    let all = play(&quiet(10, "a/#"), Calibration::default()).fixed(&Settings::UNWRITTEN);
+    assert_eq!(all.score, Some(1.0));
+    // Each reader has one publisher: a fraction of a message in every slice.
+    let own = play(&quiet(10, "a/{client}"), Calibration::default()).fixed(&Settings::UNWRITTEN);
+    assert!(own.score.unwrap() > 0.99, "{own:?}");
+}
+
 #[test]
 fn a_world_repeats_itself() {
     let scenario = Scenario::load("mixed-day").unwrap();

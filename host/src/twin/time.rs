@@ -30,8 +30,9 @@ impl Span {
     pub(super) const ONE: Span = Span(1);
 
     /// The nearest whole number of slices.
-    pub(super) fn of_us(us: u32, slice_us: u32) -> Span {
-        Span((us + slice_us / 2) / slice_us.max(1))
+    pub(super) fn of_us(us: u64, slice_us: u32) -> Span {
+        let slices = us.saturating_add(u64::from(slice_us / 2)) / u64::from(slice_us.max(1));
+        Span(u32::try_from(slices).unwrap_or(u32::MAX))
     }
 
     /// Whole seconds.
@@ -49,5 +50,17 @@ impl Add<Span> for Slice {
 
     fn add(self, span: Span) -> Slice {
         Slice(self.0.saturating_add(span.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_hour_and_more_is_as_long_as_it_is() {
+        assert_eq!(Span::of_us(5_000_000_000, 1000).slices(), 5_000_000);
+        assert_eq!(Span::of_us(1499, 1000), Span::ONE);
+        assert_eq!(Span::of_us(u64::MAX, 1000).slices(), u32::MAX);
     }
 }

@@ -330,7 +330,8 @@ impl World {
             .iter()
             .map(|group| {
                 let connection = self.connection(&definition, group, publish_groups);
-                Expectation::new(group, connection, self.now, definition.duration_s, slice_us)
+                let size = (definition.duration_s, publish_groups);
+                Expectation::new(group, connection, self.now, size, slice_us)
             })
             .collect();
         let stay = definition.subscribe.iter().map(|group| super::cohort::us(group.deadline)).max();
@@ -428,14 +429,14 @@ impl World {
         for stage in &mut self.live {
             let slice = now.since(stage.start).slices();
             let second = (slice / slices_per_s) as usize;
-            for publishers in &mut stage.publishers {
+            for (group, publishers) in stage.publishers.iter_mut().enumerate() {
                 let count = publishers.due(now, f64::from(slice + 1) * slice_s);
                 if count > 0 {
                     let wakes = if publishers.is_sync { 1 } else { count };
                     self.broker.wake(wakes);
                     for expectation in &mut stage.expectations {
                         let share = publishers.audience[expectation.connection];
-                        expectation.expect(now, second, share * f64::from(count));
+                        expectation.expect(now, second, group, share, count);
                     }
                 }
                 publishers.send();

@@ -13,11 +13,7 @@ const HEIGHT: i32 = 400;
 pub(super) fn plots(curves: &Curves) -> Result<Vec<Plot>, ReportError> {
     let episodes = format!("Score of training episodes, mean of the last {WINDOW}");
     let both = [
-        (
-            "learning-validation.svg",
-            "Score on sites that nothing was learnt from",
-            &curves.validation,
-        ),
+        ("learning-validation.svg", "Score of the policy in validation", &curves.validation),
         ("learning-episodes.svg", episodes.as_str(), &curves.episodes),
     ];
     both.into_iter()
