@@ -4,7 +4,9 @@
 
 use crate::support::host_json;
 use brokertuner_host::evaluate::mean_and_sd;
+use brokertuner_host::report::scores::half_95;
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 const SCENARIOS: [&str; 2] = ["fanout-saturation", "idle-telemetry"];
@@ -51,17 +53,28 @@ fn train(dir: &Path, seed: u64) -> PathBuf {
     model
 }
 
-/// Every measurement of an arm.
-fn scores(document: &Value, arm: impl Fn(&str) -> bool) -> Vec<f64> {
-    let records = document["records"].as_array().unwrap();
-    let of = |record: &&Value| arm(record["arm"].as_str().unwrap());
-    records.iter().filter(of).filter_map(|record| record["score"].as_f64()).collect()
+/// A policy's mean over the loads: of each load the mean of its repeats.
+fn policy_means(document: &Value, is_meant: impl Fn(&str) -> bool) -> Vec<f64> {
+    type ByLoad<'a> = BTreeMap<&'a str, Vec<f64>>;
+    let mut policies: BTreeMap<(&str, Option<u64>), ByLoad<'_>> = BTreeMap::new();
+    for record in document["records"].as_array().unwrap() {
+        let arm = record["arm"].as_str().unwrap();
+        if let Some(score) = record["score"].as_f64().filter(|_| is_meant(arm)) {
+            let loads = policies.entry((arm, record["actor"].as_u64())).or_default();
+            loads.entry(record["scenario"].as_str().unwrap()).or_default().push(score);
+        }
+    }
+    let mean = |loads: &ByLoad<'_>| {
+        let of_loads: Vec<f64> = loads.values().map(|scores| mean_and_sd(scores).0).collect();
+        mean_and_sd(&of_loads).0
+    };
+    policies.values().map(mean).collect()
 }
 
-/// The mean of `scores` with its 95 % interval by the normal approximation.
-fn interval(scores: &[f64]) -> (f64, f64) {
-    let (mean, sd) = mean_and_sd(scores);
-    (mean, 1.96 * sd / (scores.len() as f64).sqrt())
+/// The mean over policies, and half of its 95 % interval: runs of one policy are no new policies.
+fn interval(means: &[f64]) -> (f64, Option<f64>) {
+    let (mean, sd) = mean_and_sd(means);
+    (mean, half_95(sd, means.len()))
 }
 
 #[test]
@@ -77,19 +90,19 @@ fn trained_policies_beat_untrained_ones_and_the_first_random_settings() {
     args.extend(SCENARIOS.iter().flat_map(|scenario| ["--scenario", scenario]));
     let document = run(&args);
 
-    let trained = interval(&scores(&document, |arm| arm.starts_with("trained-")));
-    let untrained = interval(&scores(&document, |arm| arm == "untrained"));
-    let random = interval(&scores(&document, |arm| arm.starts_with("random-")));
-    let best_random = interval(&scores(&document, |arm| arm == "random"));
-    let default = interval(&scores(&document, |arm| arm == "default"));
+    let of = |is_meant: &dyn Fn(&str) -> bool| interval(&policy_means(&document, is_meant));
+    let trained = of(&|arm| arm.starts_with("trained-"));
+    let untrained = of(&|arm| arm == "untrained");
+    let random = of(&|arm| arm.starts_with("random-"));
     for (name, (mean, half)) in [
         ("trained", trained),
         ("untrained", untrained),
         ("first random settings", random),
-        ("best of them", best_random),
-        ("default", default),
+        ("best of them", of(&|arm| arm == "random")),
+        ("default", of(&|arm| arm == "default")),
     ] {
-        println!("{name:<22} {mean:.3} +- {half:.3}");
+        let half = half.map_or_else(|| "(one policy)".to_owned(), |half| format!("+- {half:.3}"));
+        println!("{name:<22} {mean:.3} {half}");
     }
     assert!(trained.0 > untrained.0, "not above the untrained actors");
     assert!(trained.0 > random.0, "not above the first random settings");
