@@ -84,6 +84,15 @@ pub(crate) struct EvaluateArgs {
     /// Start no new measurement after this many seconds.
     #[arg(long, value_name = "S")]
     duration_s: Option<u64>,
+    /// Every phase so many times as long; absences stay as they are.
+    #[arg(long, value_name = "FACTOR", default_value_t = 1, conflicts_with = "quick", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    stretch: u32,
+    /// How often the broker publishes $SYS, in seconds, in place of what the loads say.
+    #[arg(long, value_name = "S", value_parser = clap::value_parser!(u32).range(1..=60))]
+    sys_interval_s: Option<u32>,
+    /// The rules that policies decide by.
+    #[arg(long, value_enum, default_value_t)]
+    profile: ProfileName,
     /// Phases cut to 8 s, one repeat: shows that everything works, not who is better.
     #[arg(long)]
     quick: bool,
@@ -95,6 +104,25 @@ pub(crate) struct EvaluateArgs {
     json: bool,
     #[command(flatten)]
     broker: BrokerOptions,
+}
+
+/// Whose rules.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+enum ProfileName {
+    /// Decisions every 5 s, and a restart for each phase and one more: for loads of minutes.
+    #[default]
+    Judging,
+    /// What a gateway has without a line in its configuration: four restarts an hour.
+    Gateway,
+}
+
+impl ProfileName {
+    fn rules(self) -> Result<Profile> {
+        match self {
+            ProfileName::Judging => Profile::judging(),
+            ProfileName::Gateway => Profile::gateway(),
+        }
+    }
 }
 
 /// What `host evaluate --json` prints, version 1.
@@ -132,7 +160,7 @@ impl EvaluateArgs {
             seed: self.seed,
             random_count: self.random_n,
             duration: self.duration_s.map(Duration::from_secs),
-            profile: Profile::judging()?,
+            profile: self.profile.rules()?,
             capacity_msgs_per_s: journal.capacity_msgs_per_s(),
         };
         // Before the capacity, which takes a minute.
@@ -185,10 +213,15 @@ impl EvaluateArgs {
         for seed in 0..u64::from(self.sites) {
             loads.push(Arc::new(crate::sites::site(seed)?));
         }
-        if !self.quick {
-            return Ok(loads);
-        }
-        Ok(loads.iter().map(|load| Arc::new(load.with_phases_of_at_most(QUICK_PHASE_S))).collect())
+        let changed = |load: &Arc<Scenario>| {
+            let load = load.stretched(self.stretch);
+            let load = match self.sys_interval_s {
+                Some(seconds) => load.with_sys_interval(seconds),
+                None => load,
+            };
+            Arc::new(if self.quick { load.with_phases_of_at_most(QUICK_PHASE_S) } else { load })
+        };
+        Ok(loads.iter().map(changed).collect())
     }
 
     fn arms(&self, dir: &TempDir, scenarios: &[Arc<Scenario>]) -> Result<Vec<Arm>> {
@@ -244,7 +277,12 @@ impl EvaluateArgs {
         for record in records {
             out += &line(record);
         }
-        out += &format!("\nMosquitto {}, judging profile:\n{JUDGING}\n", config.broker_version);
+        let rules = match self.profile {
+            ProfileName::Judging => JUDGING.to_owned(),
+            ProfileName::Gateway => toml::to_string(&config.profile)?,
+        };
+        out +=
+            &format!("\nMosquitto {}, rules of the comparison:\n{rules}\n", config.broker_version);
         out += &text(summaries);
         out += "\nOf the messages expected, in %:\n";
         out += &losses(summaries);

@@ -124,7 +124,8 @@ impl Journal {
             } else if key.scenario == record.scenario
                 && record.identity.scenario != identity.scenario
             {
-                "text of the scenario, or with --quick and without".to_owned()
+                "text of the scenario, or with other --quick, --stretch or --sys-interval-s"
+                    .to_owned()
             } else if is_arm && record.identity.setter != identity.setter {
                 match (file, key.actor) {
                     (Some(file), _) => format!("content of {}", file.display()),

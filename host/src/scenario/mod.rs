@@ -260,6 +260,24 @@ impl Scenario {
         cut
     }
 
+    /// The same load with every phase `factor` times as long; absences stay where they are.
+    #[must_use]
+    pub fn stretched(&self, factor: u32) -> Scenario {
+        let mut long = self.clone();
+        for phase in &mut long.phases {
+            phase.duration_s = phase.duration_s.saturating_mul(factor.max(1));
+        }
+        long
+    }
+
+    /// The same load under a broker that publishes `$SYS` every `seconds`.
+    #[must_use]
+    pub fn with_sys_interval(&self, seconds: u32) -> Scenario {
+        let mut other = self.clone();
+        other.broker.sys_interval_s = seconds;
+        other
+    }
+
     /// Loads an embedded scenario by its name, or a file by its path.
     ///
     /// # Errors

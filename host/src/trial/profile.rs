@@ -26,6 +26,9 @@ pub struct Profile {
     pub verify_window_ms: u32,
     /// Restarts beyond one per phase.
     pub restarts_beyond_phases: u8,
+    /// Restarts an hour, whatever the phases; the judging profile has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restarts_per_hour_max: Option<u8>,
     /// Shortest part before the score.
     pub lead_in_s: u32,
     /// Effective `$SYS` periods that the lead-in covers at the least.
@@ -41,12 +44,29 @@ impl Profile {
         toml::from_str(JUDGING).context("tests/judging-profile.toml")
     }
 
+    /// The rules that a gateway has without a line in its configuration, with the judging
+    /// profile's lead-in.
+    ///
+    /// # Errors
+    /// As [`Profile::judging`].
+    pub fn gateway() -> anyhow::Result<Profile> {
+        let decide = brokertuner_edge::config::Config::default().decide;
+        Ok(Profile {
+            decision_interval_ms: decide.interval_ms,
+            dwell_ms: decide.dwell_s.saturating_mul(1000),
+            verify_window_ms: decide.verify_window_s.saturating_mul(1000),
+            restarts_per_hour_max: Some(decide.restarts_per_hour_max),
+            ..Profile::judging()?
+        })
+    }
+
     /// As the agent's controller has them for a scenario.
     #[must_use]
     pub fn rules(&self, scenario: &Scenario) -> Rules {
         let targets = targets(scenario);
         let phases = u8::try_from(scenario.phases.len()).unwrap_or(u8::MAX);
-        let restarts = phases.saturating_add(self.restarts_beyond_phases);
+        let by_phases = phases.saturating_add(self.restarts_beyond_phases);
+        let restarts = self.restarts_per_hour_max.unwrap_or(by_phases);
         Rules {
             dwell: brokertuner_core::Duration::from_millis(self.dwell_ms.into()),
             verify_window: brokertuner_core::Duration::from_millis(self.verify_window_ms.into()),
@@ -78,5 +98,14 @@ mod tests {
         );
         assert_eq!(profile.lead_in(1), Duration::from_secs(20));
         assert_eq!(profile.lead_in(10), Duration::from_secs(66));
+    }
+
+    #[test]
+    fn a_gateway_restarts_four_times_an_hour() {
+        let scenario = Scenario::load("mixed-day").unwrap();
+        let rules = Profile::gateway().unwrap().rules(&scenario);
+        assert_eq!((rules.restarts_per_hour_max, rules.dwell.as_secs()), (4, 60));
+        let judged = Profile::judging().unwrap().rules(&scenario);
+        assert_eq!(usize::from(judged.restarts_per_hour_max), scenario.phases.len() + 1);
     }
 }
