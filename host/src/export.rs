@@ -140,6 +140,17 @@ fn random_states(agent: &Agent, seen: &[Vec<f32>]) -> Vec<Vec<f32>> {
     (0..COMPARED_STATES).map(|_| state()).collect()
 }
 
+/// The schema of states of that length.
+///
+/// # Errors
+/// Where there is none.
+pub fn schema_of(state_dim: usize) -> Result<Schema> {
+    let mut schemas = [Schema::Edge, Schema::Seed5].into_iter();
+    schemas.find(|schema| schema.len() == state_dim).with_context(|| {
+        format!("its states have {state_dim} features, which is no schema of this program")
+    })
+}
+
 /// Writes aside, syncs, renames: the file is the old one or the new one, never half.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let dir = match path.parent() {

@@ -5,7 +5,6 @@ use super::{Answer, print};
 use crate::calibrate::check::{self, Checked, Fidelity};
 use crate::calibrate::{Report, calibrate, refit};
 use crate::evaluate::{Arm, Bench, Done, EvaluateConfig, Journal, evaluate};
-use crate::scenario::EMBEDDED;
 use crate::trial::Profile;
 use crate::twin::Calibration;
 use anyhow::{Context as _, Result};
@@ -98,9 +97,7 @@ impl CalibrateArgs {
     /// Score against score. Answers no where the twin is not good enough, or not all was measured.
     fn compare(&self) -> Result<Answer> {
         let calibration = Calibration::load(&self.out)?;
-        let all: Vec<String> = EMBEDDED.iter().map(|(name, _)| (*name).to_owned()).collect();
-        let scenarios =
-            options::scenarios(if self.scenarios.is_empty() { &all } else { &self.scenarios })?;
+        let scenarios = options::loads(&self.scenarios, 0)?;
         let mut arms = check::arms();
         if let Some(dir) = &self.best {
             arms.push(Arm::per_site(dir, &scenarios)?);

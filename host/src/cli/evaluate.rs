@@ -5,10 +5,10 @@ use super::options::{self, BrokerOptions, create_parent};
 use super::train::EnvKind;
 use super::{Answer, print};
 use crate::evaluate::{
-    Architecture, Arm, Bench, Done, EvaluateConfig, Journal, Record, Summary, evaluate, losses,
-    summarise, tell_apart, text,
+    Architecture, Arm, Bench, Done, EvaluateConfig, Journal, Record, Summary, evaluate,
+    is_checkpoint, losses, summarise, tell_apart, text,
 };
-use crate::scenario::{EMBEDDED, Scenario};
+use crate::scenario::Scenario;
 use crate::trial::{JUDGING, Profile, edge_program};
 use anyhow::{Context as _, Result, bail};
 use brokertuner_core::model::Model;
@@ -52,7 +52,8 @@ pub(crate) struct EvaluateArgs {
     /// Fixed settings for each load, from a folder of `host search --each`; may be repeated.
     #[arg(long, value_name = "DIR")]
     per_site: Vec<PathBuf>,
-    /// An exported model, run by `edge`; may be repeated.
+    /// An exported model, run by `edge`; may be repeated. In the twin also a checkpoint, which
+    /// decides in f32.
     #[arg(long, value_name = "FILE")]
     model: Vec<PathBuf>,
     /// Five actors with random weights (seeds 1 to 5), each in every repeat, run by `edge`; the
@@ -206,13 +207,7 @@ impl EvaluateArgs {
     }
 
     fn loads(&self) -> Result<Vec<Arc<Scenario>>> {
-        let all: Vec<String> = EMBEDDED.iter().map(|(name, _)| (*name).to_owned()).collect();
-        let is_all = self.scenarios.is_empty() && self.sites == 0;
-        let names = if is_all { &all } else { &self.scenarios };
-        let mut loads = options::scenarios(names)?;
-        for seed in 0..u64::from(self.sites) {
-            loads.push(Arc::new(crate::sites::site(seed)?));
-        }
+        let loads = options::loads(&self.scenarios, self.sites)?;
         let changed = |load: &Arc<Scenario>| {
             let load = load.stretched(self.stretch);
             let load = match self.sys_interval_s {
@@ -239,9 +234,17 @@ impl EvaluateArgs {
             arms.push(Arm::fixed(path)?);
         }
         for path in &self.model {
-            // `edge` would refuse it too, in the middle of the evaluation.
-            Model::read(&read_model(path)?)
-                .with_context(|| format!("{} cannot be used", path.display()))?;
+            if !is_checkpoint(path) {
+                // `edge` would refuse it too, in the middle of the evaluation.
+                Model::read(&read_model(path)?)
+                    .with_context(|| format!("{} cannot be used", path.display()))?;
+            } else if self.env == EnvKind::Broker {
+                bail!(
+                    "{} is a checkpoint, which decides in the twin only; `host export` makes a \
+                     model of it",
+                    path.display()
+                );
+            }
             arms.push(Arm::model(path));
         }
         if self.untrained {

@@ -2,7 +2,7 @@
 
 use super::{Answer, print};
 use crate::ddpg::Agent;
-use crate::export::{About, model_bytes, replace, signed};
+use crate::export::{About, model_bytes, replace, schema_of, signed};
 use crate::train::Origin;
 use anyhow::{Context as _, Result};
 use brokertuner_core::KnobSet;
@@ -137,17 +137,6 @@ pub(super) fn read_model(path: &Path) -> Result<Vec<u8>> {
     let size = std::fs::metadata(path).with_context(|| format!("cannot read {name}"))?.len();
     anyhow::ensure!(size <= MODEL_BYTES_MAX, "{name}: {size} bytes are too many for a model");
     std::fs::read(path).with_context(|| format!("cannot read {name}"))
-}
-
-/// The schema of states of that length.
-///
-/// # Errors
-/// Where there is none.
-pub(super) fn schema_of(state_dim: usize) -> Result<Schema> {
-    let mut schemas = [Schema::Edge, Schema::Seed5].into_iter();
-    schemas.find(|schema| schema.len() == state_dim).with_context(|| {
-        format!("its states have {state_dim} features, which is no schema of this program")
-    })
 }
 
 /// Say what a model file, or a trace of `edge record`, holds.

@@ -1,7 +1,7 @@
 //! Options that several verbs share.
 
 use crate::broker::Mosquitto;
-use crate::scenario::Scenario;
+use crate::scenario::{EMBEDDED, Scenario};
 use crate::twin::Calibration;
 use anyhow::{Context as _, Result};
 use brokertuner_edge::fs::{MODE_CONF, RealFiles, replace};
@@ -51,6 +51,22 @@ pub(crate) fn list<T: FromStr, const N: usize>(text: &str) -> Result<[T; N], Str
 /// The first that cannot be loaded, with file, line and key.
 pub(crate) fn scenarios(names: &[String]) -> Result<Vec<Arc<Scenario>>> {
     names.iter().map(|name| Ok(Arc::new(Scenario::load(name)?))).collect()
+}
+
+/// The loads by name or path, then so many randomised sites that nobody trains on; all that the
+/// program carries where neither is given.
+///
+/// # Errors
+/// As [`scenarios`]; a site that cannot be drawn.
+pub(crate) fn loads(names: &[String], sites: u32) -> Result<Vec<Arc<Scenario>>> {
+    if names.is_empty() && sites == 0 {
+        return EMBEDDED.iter().map(|(name, _)| Ok(Arc::new(Scenario::load(name)?))).collect();
+    }
+    let mut loads = scenarios(names)?;
+    for number in 0..u64::from(sites) {
+        loads.push(Arc::new(crate::sites::site(number)?));
+    }
+    Ok(loads)
 }
 
 /// Reads calibrations; where none is named, the one that the program carries.

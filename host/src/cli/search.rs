@@ -4,7 +4,7 @@ use super::options::{self, BrokerOptions, create_parent};
 use super::{Answer, print};
 use crate::env::broker::site_values;
 use crate::reward::DeadlinePrices;
-use crate::scenario::{EMBEDDED, Scenario};
+use crate::scenario::Scenario;
 use crate::search::{Candidate, Evaluations, Evaluator, Method, Search, World, rule};
 use crate::trial::{Outcome, Profile, Setter, Trial};
 use crate::twin::{Calibration, Play};
@@ -25,6 +25,9 @@ pub(crate) struct SearchArgs {
     /// Loads, by name or path; default: all that the program carries.
     #[arg(long = "scenario", value_name = "NAME|PATH")]
     scenarios: Vec<String>,
+    /// So many randomised sites beside the loads: those of `host evaluate --sites`.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    sites: u32,
     /// The best for each load instead of the best for all.
     #[arg(long)]
     each: bool,
@@ -101,9 +104,7 @@ impl SearchArgs {
             // Before the minutes in the twin.
             self.broker.find()?;
         }
-        let all: Vec<String> = EMBEDDED.iter().map(|(name, _)| (*name).to_owned()).collect();
-        let names = if self.scenarios.is_empty() { &all } else { &self.scenarios };
-        let scenarios = options::scenarios(names)?;
+        let scenarios = options::loads(&self.scenarios, self.sites)?;
         let journal = self.out.join("evaluations.jsonl");
         create_parent(&journal)?;
         let evaluations = Evaluations::open(&journal, self.resume)?;

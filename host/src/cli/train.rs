@@ -1,6 +1,5 @@
 //! `host train`.
 
-use super::export::schema_of;
 use super::hyper::{HyperArgs, Preset};
 use super::options::{self, BrokerOptions};
 use super::sweep::{self, SweepArgs};
@@ -9,7 +8,7 @@ use crate::ddpg::{Agent, Hyper};
 use crate::env::Environment;
 use crate::env::broker::{BrokerEnv, BrokerEnvConfig};
 use crate::env::twin::{Source, TwinEnv, TwinEnvConfig};
-use crate::export::{About, export, policy_bytes};
+use crate::export::{About, export, policy_bytes, schema_of};
 use crate::reward::{DeadlinePrices, RewardKind, SeedWeights};
 use crate::scenario::Scenario;
 use crate::sweep::Swept;

@@ -1,14 +1,16 @@
 //! Where arms are measured: on a real broker, or in its twin.
 
 use crate::broker::Mosquitto;
+use crate::ddpg::Agent;
+use crate::export::schema_of;
 use crate::load::LoadResult;
 use crate::scenario::Scenario;
 use crate::trial::{self, Outcome, Profile, Setter, Trial};
-use crate::twin::{Calibration, FilePolicy, Play, Played};
+use crate::twin::{AgentPolicy, Calibration, FilePolicy, Play, Played};
 use anyhow::Context as _;
 use brokertuner_core::model::Model;
 use brokertuner_core::{Settings, render};
-use brokertuner_edge::policy::ModelPolicy;
+use brokertuner_edge::policy::{ModelPolicy, Policy};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -92,7 +94,7 @@ impl Bench {
                 };
                 let played = match measurement.hand {
                     Hand::Fixed(settings) => play.fixed(settings),
-                    Hand::Model(path) => play.tuned(&mut policy(path)?),
+                    Hand::Model(path) => play.tuned(&mut *policy(path)?),
                 };
                 Ok(outcome(&play, played))
             }
@@ -100,13 +102,24 @@ impl Bench {
     }
 }
 
-/// The policy of a model file, whatever its schema.
-fn policy(path: &Path) -> anyhow::Result<FilePolicy> {
+/// The policy of a model file or of a checkpoint, whatever its schema.
+fn policy(path: &Path) -> anyhow::Result<Box<dyn Policy>> {
     let name = path.display();
+    if is_checkpoint(path) {
+        let agent = Agent::load(path)?;
+        let schema =
+            schema_of(agent.state_dim()).with_context(|| format!("{name} cannot be used"))?;
+        return Ok(Box::new(AgentPolicy::new(agent, schema, path)?));
+    }
     let bytes = std::fs::read(path).with_context(|| format!("cannot read {name}"))?;
     let schema = Model::read(&bytes).with_context(|| format!("{name} cannot be used"))?.schema();
     let schema = schema.with_context(|| format!("{name}: unknown schema"))?;
-    Ok(ModelPolicy::of_bytes(bytes, schema, path)?.into())
+    Ok(Box::new(FilePolicy::from(ModelPolicy::of_bytes(bytes, schema, path)?)))
+}
+
+/// Whether a file is a checkpoint by its name, not a model.
+pub(crate) fn is_checkpoint(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "safetensors")
 }
 
 fn outcome(play: &Play, played: Played) -> Outcome {

@@ -11,6 +11,7 @@ mod untrained;
 
 pub use arms::{Arm, ArmError, tell_apart};
 pub use bench::Bench;
+pub(crate) use bench::is_checkpoint;
 pub use identity::{Differs, Identity};
 pub use journal::{Journal, Record};
 pub use table::{Summary, losses, mean_and_sd, summarise, text};

@@ -22,7 +22,7 @@ pub use agent::{Agent, Gateway, is_sighted};
 pub use calibration::{Calibration, CalibrationError};
 pub use cpu::Costs;
 pub use play::{Play, Played, SLICE_US, capacity_msgs_per_s};
-pub use policy::FilePolicy;
+pub use policy::{AgentPolicy, FilePolicy};
 pub use world::{Config, World};
 
 #[cfg(test)]
