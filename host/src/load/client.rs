@@ -89,6 +89,8 @@ pub(super) struct Client {
     output: Vec<u8>,
     written: usize,
     blocked: bool,
+    /// The broker has closed its side; what it sent before may still be unread.
+    pub(super) is_ending: bool,
     stream: Option<TcpStream>,
 }
 
@@ -111,6 +113,7 @@ impl Client {
             output: Vec::new(),
             written: 0,
             blocked: false,
+            is_ending: false,
             stream: None,
         }
     }
@@ -254,6 +257,6 @@ impl Client {
         self.epoch += 1;
         self.input.clear();
         self.output.clear();
-        (self.written, self.blocked) = (0, false);
+        (self.written, self.blocked, self.is_ending) = (0, false, false);
     }
 }

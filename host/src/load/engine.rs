@@ -191,6 +191,8 @@ impl Engine {
                 self.writable(slot);
             }
             if event.is_readable() || event.is_read_closed() || event.is_error() {
+                // The end may have come with the last bytes: no other event tells of it.
+                self.clients[slot].is_ending |= event.is_read_closed();
                 self.read(slot);
             }
         }
@@ -355,7 +357,7 @@ impl Engine {
         match outcome {
             Ok(0) => self.lose(slot, now_ns, "closed by the broker"),
             Ok(bytes) => {
-                if bytes == scratch.len() {
+                if bytes == scratch.len() || self.clients[slot].is_ending {
                     self.unread.push(slot);
                 }
                 self.take(slot, &scratch[..bytes], now_ns);

@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::*;
 
@@ -344,6 +345,50 @@ fn a_capacity_that_is_needed_is_asked_for() {
     let addr = SocketAddr::from(([127, 0, 0, 1], 1));
     let error = LoadGenerator::start(LoadConfig::new(scenario, addr)).unwrap_err();
     assert!(matches!(error, LoadError::CapacityNeeded { .. }), "{error}");
+}
+
+/// Takes connections; a subscriber gets a message and, with it, the end of the connection.
+fn hang_up_on_subscribers(listener: TcpListener, hung_up: Arc<AtomicU32>) {
+    let serve = |mut stream: TcpStream, hung_up: &AtomicU32| {
+        let mut bytes = [0; 512];
+        let _ = stream.read(&mut bytes).and_then(|_| stream.write_all(&[0x20, 2, 0, 0]));
+        while stream.read(&mut bytes).is_ok_and(|length| length > 0) {
+            if bytes[0] == 0x82 {
+                let suback = [0x90, 3, bytes[2], bytes[3], 0];
+                let message = [0x30, 4, 0, 1, b'a', 0];
+                let _ = stream.write_all(&[&suback[..], &message].concat());
+                hung_up.fetch_add(1, Ordering::SeqCst);
+                return;
+            }
+        }
+    };
+    for stream in listener.incoming() {
+        let (Ok(stream), hung_up) = (stream, Arc::clone(&hung_up)) else { return };
+        std::thread::spawn(move || serve(stream, &hung_up));
+    }
+}
+
+#[test]
+fn a_subscriber_that_only_reads_sees_its_connection_end() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    let hung_up = Arc::new(AtomicU32::new(0));
+    let seen = Arc::clone(&hung_up);
+    std::thread::spawn(move || hang_up_on_subscribers(listener, seen));
+    let body = "deadline_ms = 100\n[[phase]]\nname = \"p\"\nduration_s = 600\n\
+         [[phase.publish]]\nname = \"a\"\nclients = 1\nrate_hz = 1\npayload_bytes = 64\ntopic = \"a\"\n\
+         [[phase.subscribe]]\nname = \"r\"\nclients = 4\nfilter = \"a\"\nqos = 0\nreconnect_ms = 1\n";
+    let config = LoadConfig::new(scenario(body), addr);
+    let (enough, until_enough) = std::sync::mpsc::channel::<()>();
+    // Whether it ever starts does not matter: one of them is away nearly always.
+    let generator = std::thread::spawn(move || {
+        let generator = LoadGenerator::start(config);
+        let _ = until_enough.recv();
+        drop(generator);
+    });
+    wait_for("subscribers come back", || hung_up.load(Ordering::SeqCst) >= 400);
+    drop(enough);
+    generator.join().unwrap();
 }
 
 #[test]
