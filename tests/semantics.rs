@@ -6,7 +6,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use brokertuner_host::broker::{BrokerError, BrokerProcess, Phase, SpawnConfig};
+use brokertuner_host::broker::{BrokerError, BrokerProcess, Phase, SpawnConfig, rss_bytes};
 
 use crate::support::mqtt::{Client, Level, Limits, limits_at};
 use crate::support::{VERSIONS, broker, broker_with, wait_for};
@@ -300,5 +300,85 @@ fn state_survives_a_restart_with_persistence_only() {
             assert_eq!(session.session_present, persistence, "{version}");
             assert_eq!(broker.data_dir().join("mosquitto.db").exists(), persistence, "{version}");
         }
+    }
+}
+
+/// A save writes every message that somebody waits for. At the next start those of clean sessions
+/// belong to nobody, and are kept until the start after that.
+#[test]
+fn messages_of_clean_sessions_weigh_on_the_broker_after_a_restart_with_persistence() {
+    const PAYLOAD_BYTES: usize = 10_000;
+    const COUNT: u16 = 800;
+    for version in VERSIONS {
+        for persistence in [true, false] {
+            let broker =
+                broker_with(version, &SpawnConfig { persistence, ..SpawnConfig::default() });
+            let rss = || rss_bytes(broker.pid()).unwrap();
+            let before = rss();
+            let mut subscriber = Client::connect(broker.addr(), Level::V311, "silent");
+            subscriber.subscribe("t", 1);
+            let mut publisher = Client::connect(broker.addr(), Level::V311, "publisher");
+            publisher.publish_acked("t", &[b'x'; PAYLOAD_BYTES], COUNT);
+            let held = u64::from(COUNT) * PAYLOAD_BYTES as u64;
+            assert!(rss() > before + held * 9 / 10, "{version}: {} of {held}", rss() - before);
+            broker.restart().unwrap();
+            let mut heir = Client::connect(broker.addr(), Level::V311, "silent");
+            heir.subscribe("t", 1);
+            assert!(heir.receive_until_ping().is_empty(), "{version}: nobody gets them");
+            let orphans = rss().saturating_sub(before);
+            println!("{version} persistence {persistence}: {orphans} bytes more than at first");
+            assert_eq!(orphans > held * 9 / 10, persistence, "{version}: {orphans} bytes");
+            broker.restart().unwrap();
+            let left = rss().saturating_sub(before);
+            assert!(left < held / 4, "{version}: {left} bytes after a second restart");
+        }
+    }
+}
+
+/// Messages that a connected subscriber gets in the end out of `offered`, if it acknowledges none
+/// before all are published.
+fn kept_while_connected(broker: &BrokerProcess, payload: &[u8], offered: u16) -> usize {
+    let mut subscriber = Client::connect(broker.addr(), Level::V311, "slow");
+    subscriber.subscribe("t", 1);
+    let mut publisher = Client::connect(broker.addr(), Level::V311, "publisher");
+    publisher.publish_acked("t", payload, offered);
+    let mut count = 0;
+    loop {
+        let packets = subscriber.receive_until_ping();
+        let ids = packets.iter().filter(|(kind, _)| kind & 0xf0 == PUBLISH).map(|(_, body)| {
+            let topic_bytes = usize::from(u16::from_be_bytes([body[0], body[1]]));
+            [body[2 + topic_bytes], body[3 + topic_bytes]]
+        });
+        let ids: Vec<[u8; 2]> = ids.collect();
+        if ids.is_empty() {
+            return count;
+        }
+        count += ids.len();
+        ids.into_iter().for_each(|id| subscriber.acknowledge(id));
+    }
+}
+
+/// While a subscriber is connected, the limits of its window are added to those of its queue; a
+/// window without a limit adds nothing. On 2.0.11 what is in flight counts as queued too.
+#[test]
+fn the_window_s_limits_lengthen_a_connected_subscriber_s_queue() {
+    const PAYLOAD: [u8; 10_000] = [b'x'; 10_000];
+    for (version, inflight_bytes, queued, queued_bytes, kept) in [
+        // 20 in flight, and beside them what the queue takes.
+        ("2.0.21", 0, 1000, 100_000, 20 + 10),
+        ("2.0.21", 50_000, 1000, 100_000, 5 + 15),
+        ("2.0.21", 400_000, 1000, 100_000, 20 + 50),
+        ("2.0.21", 0, 100, 0, 20 + 120),
+        ("2.0.11", 0, 1000, 100_000, 20),
+        ("2.0.11", 50_000, 1000, 100_000, 15),
+        ("2.0.11", 400_000, 1000, 100_000, 50),
+        ("2.0.11", 0, 100, 0, 120),
+    ] {
+        let dropin = format!(
+            "max_inflight_messages 20\nmax_inflight_bytes {inflight_bytes}\n\
+             max_queued_messages {queued}\nmax_queued_bytes {queued_bytes}\n"
+        );
+        let broker = broker(version, &dropin);
+        assert_eq!(kept_while_connected(&broker, &PAYLOAD, 300), kept, "{version}: {dropin}");
     }
 }

@@ -26,6 +26,7 @@ fn main() -> anyhow::Result<ExitCode> {
             calibration,
             capacity_msgs_per_s: capacity_msgs_per_s(&calibration),
             profile: Profile::judging()?,
+            seed: 1,
         };
         let lead_in = play.profile.lead_in(play.scenario.broker.sys_interval_s);
         let seconds = (lead_in + play.scenario.duration()).as_secs_f64();

@@ -115,7 +115,7 @@ pub fn markdown() -> String {
     }
     let _ = write!(
         out,
-        "\n{ENVELOPE}Actor outputs of {ZERO_FROM} and above (of 127) mean \"no limit\" where the option has one.\nTable fingerprint: {FINGERPRINT:#010x}.\n"
+        "\n{ENVELOPE}Actor outputs of {ZERO_FROM} and above (of 127) mean \"no limit\" where the option has one.\nTable fingerprint: {FINGERPRINT:#010x}.\n\n{KEPT}"
     );
     out
 }
@@ -130,6 +130,18 @@ const ENVELOPE: &str = "\
 - `max_packet_size` and `message_size_limit` are unlimited or at least four times the largest packet seen.
 - `persistence` changes only together with a restart.
 
+";
+
+const KEPT: &str = "\
+## What a broker keeps
+
+Measured on 2.0.11 and 2.0.21 (tests/semantics), and not in the man page:
+
+- While a subscriber is connected, `max_inflight_messages` and `max_inflight_bytes` are added to the limits
+  of its queue; `max_inflight_bytes 0` adds nothing. On 2.0.11 what is in flight counts as queued too.
+- With `persistence true`, a restart keeps in memory every message that clean sessions were waiting for,
+  although nobody gets it, until the restart after that. Memory that a restart was to free comes back
+  with it.
 ";
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ pub(super) fn twin_us(load: &Load, calibration: &Calibration) -> anyhow::Result<
         calibration: *calibration,
         capacity_msgs_per_s: None,
         profile: super::profile()?,
+        seed: 0,
     };
     let played = play.fixed(&super::parsed(load.conf)?);
     let delivered = (played.tally.in_time + played.tally.lost_late) as f64;

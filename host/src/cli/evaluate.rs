@@ -69,7 +69,8 @@ pub(crate) struct EvaluateArgs {
     /// How many random settings are tried.
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=1000))]
     random_n: u32,
-    /// Measurements of each arm on each scenario; one in the twin, which repeats itself.
+    /// Measurements of each arm on each scenario; in the twin, fixed settings come to the same in
+    /// each.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
     repeats: u32,
     /// First seed.
@@ -157,7 +158,7 @@ impl EvaluateArgs {
             broker_version,
             scenarios,
             arms,
-            repeats: if self.quick || self.env == EnvKind::Twin { 1 } else { self.repeats },
+            repeats: if self.quick { 1 } else { self.repeats },
             seed: self.seed,
             random_count: self.random_n,
             duration: self.duration_s.map(Duration::from_secs),

@@ -264,6 +264,7 @@ impl Evaluator for InTwin<'_> {
                 calibration: self.calibration,
                 capacity_msgs_per_s: self.capacity_msgs_per_s,
                 profile: self.profile,
+                seed: 0,
             };
             let played = play.fixed(settings);
             let score = played.score.unwrap_or(0.0);

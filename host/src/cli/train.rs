@@ -86,7 +86,7 @@ impl Judge {
     /// Mean score over the loads.
     fn score(&self, agent: &Agent) -> Result<f64> {
         let bytes = policy_bytes(agent, &self.about)?;
-        let scores = self.scenarios.par_iter().map(|scenario| {
+        let scores = self.scenarios.par_iter().enumerate().map(|(number, scenario)| {
             let path = Path::new("the agent's policy");
             let policy = ModelPolicy::of_bytes(bytes.clone(), self.about.schema, path)?;
             let mut policy = FilePolicy::from(policy);
@@ -95,6 +95,7 @@ impl Judge {
                 calibration: self.calibration,
                 capacity_msgs_per_s: self.capacity_msgs_per_s,
                 profile: self.profile,
+                seed: number as u64,
             };
             Ok(play.tuned(&mut policy).score.unwrap_or(0.0))
         });

@@ -160,6 +160,7 @@ impl Environment for TwinEnv {
             lead_in_s: 0,
             repeat: true,
             slice_us: SLICE_US,
+            seed: rng.random(),
         });
         let steps = rng.random_range(1..=FIRST_STEPS_MAX);
         self.world = Some((world, gateway));

@@ -91,6 +91,7 @@ impl Bench {
                     calibration: *calibration,
                     capacity_msgs_per_s: measurement.capacity_msgs_per_s,
                     profile: measurement.profile,
+                    seed: measurement.seed,
                 };
                 let played = match measurement.hand {
                     Hand::Fixed(settings) => play.fixed(settings),

@@ -270,6 +270,7 @@ impl Site {
             lead_in_s: 0,
             repeat: true,
             slice_us: SLICE_US,
+            seed: rng.random(),
         });
         world.advance(SETTLE_S);
         let _ = world.window();

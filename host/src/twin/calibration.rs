@@ -12,6 +12,8 @@ const NUMBER_MAX: f64 = 3.6e9;
 const SHIPPED: &str = include_str!("../../calibrations/mosquitto-2.0.21.toml");
 /// No two gateways are alike: a core takes so many times as long as the calibration's.
 const SLOWED: std::ops::Range<f64> = 0.5..3.0;
+/// Size of the idle process, as a multiple of the calibrated one.
+const SIZES: std::ops::Range<f64> = 0.8..1.3;
 /// Share of gateways with a broker whose window does not hold, as that of Debian 12.
 const OLD_SHARE: f64 = 0.1;
 /// Version of the file.
@@ -86,13 +88,17 @@ impl Calibration {
         }
     }
 
-    /// One of these brokers as it may be found in the field: on a slower or faster core, and some
-    /// with a window that does not hold. There must be one.
+    /// One of these brokers as it may be found in the field: on a slower or faster core, with other
+    /// libraries, and some with a window that does not hold. There must be one.
     pub(crate) fn of_some_gateway(calibrations: &[Calibration], rng: &mut Pcg64Mcg) -> Calibration {
         let calibration = calibrations[rng.random_range(0..calibrations.len())];
         let factor: f64 = rng.random_range(SLOWED.start.ln()..SLOWED.end.ln());
+        let size: f64 = rng.random_range(SIZES);
+        let sized = |bytes: u64| (bytes as f64 * size) as u64;
         Calibration {
             window_holds: calibration.window_holds && !rng.random_bool(OLD_SHARE),
+            rss_bytes_base: sized(calibration.rss_bytes_base),
+            heap_bytes_base: sized(calibration.heap_bytes_base),
             ..calibration.slowed(factor.exp())
         }
     }

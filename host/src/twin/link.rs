@@ -222,10 +222,12 @@ impl Link {
     }
 
     /// Puts messages into the queue; answers how many were dropped. A connected subscriber's queue
-    /// is as much longer as its window (measured on 2.0.21 and 2.1.2).
+    /// is as much longer as the limits of its window, where they are limits (measured on 2.0.21:
+    /// tests/semantics).
     fn enqueue(&mut self, batch: Batch) -> u32 {
         let count_max = self.limits.queue.saturating_add(self.limits.window);
-        let bytes_max = self.limits.queue_bytes.saturating_add(self.limits.window_bytes);
+        let window_bytes = Some(self.limits.window_bytes).filter(|bytes| *bytes < u64::MAX);
+        let bytes_max = self.limits.queue_bytes.saturating_add(window_bytes.unwrap_or(0));
         let left = bytes_max.saturating_sub(self.queued_bytes);
         let by_bytes = left.div_ceil(u64::from(batch.bytes.max(1)));
         let by_bytes = u32::try_from(by_bytes).unwrap_or(u32::MAX);

@@ -10,6 +10,7 @@ mod broker;
 mod calibration;
 mod cohort;
 mod cpu;
+mod eyes;
 #[cfg(test)]
 mod judge;
 mod link;

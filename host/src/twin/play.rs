@@ -25,6 +25,8 @@ pub struct Play {
     pub capacity_msgs_per_s: Option<f64>,
     /// Rules of the comparison.
     pub profile: Profile,
+    /// Of what blurs an agent's sight; fixed settings come to the same with any.
+    pub seed: u64,
 }
 
 /// What came of it.
@@ -78,6 +80,7 @@ impl Play {
             lead_in_s: self.lead_in_s() as u32,
             repeat: false,
             slice_us: SLICE_US,
+            seed: self.seed,
         })
     }
 
@@ -116,6 +119,7 @@ pub fn capacity_msgs_per_s(calibration: &Calibration) -> Option<f64> {
             lead_in_s: 0,
             repeat: false,
             slice_us: SLICE_US,
+            seed: 0,
         });
         world.finish();
         capacity::is_little_lost(&world.tally())

@@ -106,6 +106,7 @@ mod tests {
             calibration: Calibration::default(),
             capacity_msgs_per_s: None,
             profile: Profile::judging().unwrap(),
+            seed: 1,
         };
         let eight_bits = play.tuned(&mut FilePolicy::from(model));
         let floats = play.tuned(&mut AgentPolicy::new(agent, Schema::Edge, path).unwrap());

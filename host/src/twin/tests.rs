@@ -5,6 +5,7 @@ use super::*;
 use crate::env::broker::site_values;
 use crate::scenario::{Rate, Scenario};
 use crate::trial::Profile;
+use brokertuner_core::knobs::Apply;
 use brokertuner_core::{Action, Envelope, Settings, render};
 use rand::{RngExt as _, SeedableRng as _};
 use rand_pcg::Pcg64Mcg;
@@ -39,7 +40,13 @@ fn judged(mut site: Scenario) -> Option<Scenario> {
 
 fn play(scenario: &Scenario, calibration: Calibration) -> Play {
     let profile = Profile { lead_in_s: 0, lead_in_sys_periods: 0, ..Profile::judging().unwrap() };
-    Play { scenario: Arc::new(scenario.clone()), calibration, capacity_msgs_per_s: None, profile }
+    Play {
+        scenario: Arc::new(scenario.clone()),
+        calibration,
+        capacity_msgs_per_s: None,
+        profile,
+        seed: 1,
+    }
 }
 
 /// Differences of score between twin and judge over sites and settings.
@@ -108,6 +115,7 @@ fn a_gateway_leaves_its_own_traffic_out() {
         lead_in_s: 0,
         repeat: true,
         slice_us: SLICE_US,
+        seed: 1,
     });
     for _ in 0..10 {
         world.advance(1.0);
@@ -127,6 +135,37 @@ fn a_filter_that_few_publishers_match_expects_their_messages_only() {
     // Each reader has one publisher: a fraction of a message in every slice.
     let own = play(&quiet(10, "a/{client}"), Calibration::default()).fixed(&Settings::UNWRITTEN);
     assert!(own.score.unwrap() > 0.99, "{own:?}");
+}
+
+/// As on the real broker: tests/semantics.
+#[test]
+fn what_waits_for_clean_sessions_weighs_until_the_restart_after_next() {
+    let scenario = Scenario::load("bulk-payload").unwrap();
+    let mut world = World::new(Config {
+        site: site_values(&scenario),
+        scenario: Arc::new(scenario),
+        calibration: Calibration::default(),
+        settings: Settings::UNWRITTEN,
+        capacity_msgs_per_s: None,
+        lead_in_s: 0,
+        repeat: true,
+        slice_us: SLICE_US,
+        seed: 1,
+    });
+    let small = render::parse("max_queued_messages 100\nmax_queued_bytes 65536\n").unwrap();
+    let mib = |world: &World| world.sample().proc.unwrap().rss_bytes >> 20;
+    world.advance(15.0);
+    let held = mib(&world);
+    world.apply(&small, Apply::Restart);
+    world.advance(5.0);
+    let after_one = mib(&world);
+    world.apply(&small, Apply::Restart);
+    world.advance(5.0);
+    let after_two = mib(&world);
+    assert!(
+        held >= 17 && after_one >= held - 2 && after_two <= 12,
+        "{held} {after_one} {after_two}"
+    );
 }
 
 #[test]

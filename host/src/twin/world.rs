@@ -1,6 +1,6 @@
 //! The whole of it: phases, clients, broker and score.
 
-use super::broker::{Broker, Held};
+use super::broker::{Broker, Held, Orphans};
 use super::calibration::Calibration;
 use super::cohort::{Expectation, Publishers, Subscribers};
 use super::link::Batch;
@@ -34,6 +34,8 @@ pub struct Config {
     pub repeat: bool,
     /// Length of a slice.
     pub slice_us: u32,
+    /// Of what blurs the agent's sight.
+    pub seed: u64,
 }
 
 /// One run of a phase.
@@ -206,7 +208,7 @@ impl World {
     /// What an agent beside the broker sees.
     #[must_use]
     pub fn sample(&self) -> Sample {
-        self.broker.sample(self.now)
+        super::eyes::seen(self.broker.sample(self.now), self.config.seed)
     }
 
     /// 0..=1, of all that was scored.
@@ -584,9 +586,23 @@ impl World {
         }
     }
 
+    /// What no durable session waits for too; groups of one kind share their messages, mostly.
+    fn waited_for_by_clean_sessions(&self) -> Orphans {
+        let most = |is_clean: bool| {
+            let of_kind = self.connections.iter().filter(|one| one.group.clean_session == is_clean);
+            of_kind.map(Subscribers::backlog).fold((0, 0), |most, (messages, bytes)| {
+                (most.0.max(u64::from(messages)), most.1.max(bytes))
+            })
+        };
+        let (clean, durable) = (most(true), most(false));
+        let messages = clean.0.saturating_sub(durable.0);
+        Orphans { messages, bytes: clean.1.saturating_sub(durable.1) }
+    }
+
     fn restart(&mut self, settings: &Settings) {
         let was_kept = self.broker.persists();
-        self.broker.restart(self.now, settings);
+        let clean = self.waited_for_by_clean_sessions();
+        self.broker.restart(self.now, settings, clean);
         let session_lives = was_kept && self.broker.persists();
         let now = self.now;
         for connection in &mut self.connections {
