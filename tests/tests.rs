@@ -10,6 +10,7 @@ mod demo;
 mod kill;
 mod learning;
 mod lifecycle;
+mod lightness;
 mod long;
 mod scores;
 mod semantics;

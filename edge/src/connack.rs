@@ -1,18 +1,24 @@
-//! One MQTT 5 CONNECT: does the broker answer, and with which limits?
+//! One CONNECT: does the broker answer, and with which limits?
 //!
-//! The CONNACK is the only in-band read-back of a running Mosquitto's configuration: it shows the
-//! effective `max_inflight_messages` (Receive Maximum) and `max_packet_size`.
+//! The CONNACK of MQTT 5 is the only in-band read-back of a running Mosquitto's configuration: it
+//! shows the effective `max_inflight_messages` (Receive Maximum) and `max_packet_size`. That of
+//! MQTT 3.1.1 shows nothing.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
+use crate::mqtt::{Protocol, ProtocolChoice};
 use crate::tls::{self, Stream, Tls};
 
 /// Longest CONNACK that is looked at; Mosquitto's takes some 30 bytes.
 const CONNACK_BYTES_MAX: usize = 512;
 /// Longest string of MQTT, and so longest user name or password.
 const STRING_BYTES_MAX: usize = 65_535;
+/// Reason code of a broker that does not speak the version of a CONNECT.
+const UNSUPPORTED_PROTOCOL: u8 = 0x84;
+/// MQTT 5 reason codes for the return codes 0 to 5 of MQTT 3.1.1.
+const REASONS_311: [u8; 6] = [0, UNSUPPORTED_PROTOCOL, 0x85, 0x88, 0x86, 0x87];
 
 /// User and password, as read from their files.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -32,7 +38,9 @@ impl std::fmt::Debug for Credentials {
 /// What the broker said to a CONNECT.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Connack {
-    /// MQTT 5 reason code; 0 is success.
+    /// The version that it is of.
+    pub protocol: Protocol,
+    /// MQTT 5 reason code, also for an answer of 3.1.1; 0 is success.
     pub reason: u8,
     /// Receive Maximum; `None` (65535 by the standard) where the broker sets no window.
     pub receive_maximum: Option<u16>,
@@ -45,6 +53,18 @@ impl Connack {
     #[must_use]
     pub fn accepted(&self) -> bool {
         self.reason == 0
+    }
+
+    /// It tells the broker's limits: what it does not name is unlimited.
+    #[must_use]
+    pub fn shows_limits(&self) -> bool {
+        self.accepted() && self.protocol == Protocol::V5
+    }
+
+    /// The broker does not speak this version of MQTT here.
+    #[must_use]
+    pub fn refuses_protocol(&self) -> bool {
+        self.reason == UNSUPPORTED_PROTOCOL
     }
 
     /// The broker runs but does not let this client in (bad credentials, not authorised, banned).
@@ -79,9 +99,9 @@ pub enum ConnackError {
         /// Where.
         address: SocketAddr,
     },
-    /// An answer, but no CONNACK of MQTT 5.
+    /// An answer, but no CONNACK.
     #[error(
-        "{address} answered CONNECT with something that is no MQTT 5 CONNACK ({reason}); is it a Mosquitto 2?"
+        "{address} answered CONNECT with something that is no CONNACK ({reason}); is it a Mosquitto 2?"
     )]
     Malformed {
         /// Where.
@@ -109,7 +129,8 @@ pub enum ConnackError {
 
 /// Connects, sends one CONNECT (clean start, no session), reads the CONNACK, disconnects.
 ///
-/// `timeout` bounds the whole exchange, whatever the peer does.
+/// With [`ProtocolChoice::Auto`] a broker that refuses MQTT 5 is asked once more by 3.1.1.
+/// `timeout` bounds each exchange, whatever the peer does.
 ///
 /// # Errors
 /// [`ConnackError`]; a CONNACK that refuses is no error here, see [`Connack::reason`].
@@ -117,6 +138,31 @@ pub fn probe(
     address: SocketAddr,
     client_id: &str,
     credentials: Option<&Credentials>,
+    tls: Option<&Tls>,
+    choice: ProtocolChoice,
+    timeout: Duration,
+) -> Result<Connack, ConnackError> {
+    let ask = |protocol| {
+        let packet = connect_packet(protocol, client_id, credentials);
+        exchange(address, &packet, tls, timeout).and_then(|connack| {
+            if connack.protocol == protocol || connack.refuses_protocol() {
+                Ok(connack)
+            } else {
+                Err(ConnackError::Malformed { address, reason: "it is of another version of MQTT" })
+            }
+        })
+    };
+    match ask(choice.first()) {
+        Ok(connack) if connack.refuses_protocol() && choice == ProtocolChoice::Auto => {
+            ask(Protocol::V311)
+        }
+        answer => answer,
+    }
+}
+
+fn exchange(
+    address: SocketAddr,
+    packet: &[u8],
     tls: Option<&Tls>,
     timeout: Duration,
 ) -> Result<Connack, ConnackError> {
@@ -140,14 +186,14 @@ pub fn probe(
         Some(tls) => tls.wrap(timed).map_err(failed)?,
         None => Box::new(timed),
     };
-    stream.write_all(&connect_packet(client_id, credentials)).map_err(failed)?;
+    stream.write_all(packet).map_err(failed)?;
 
     let mut bytes = Vec::with_capacity(64);
     let mut chunk = [0; 64];
     loop {
         match parse(&bytes) {
             Ok(Some(connack)) => {
-                // DISCONNECT, reason 0: the broker logs an orderly end. It may already be gone.
+                // DISCONNECT: the broker logs an orderly end. It may already be gone.
                 let _ = stream.write_all(&[0xE0, 0x00]);
                 return Ok(connack);
             }
@@ -197,12 +243,20 @@ impl Write for Timed {
     }
 }
 
-fn connect_packet(client_id: &str, credentials: Option<&Credentials>) -> Vec<u8> {
+fn connect_packet(
+    protocol: Protocol,
+    client_id: &str,
+    credentials: Option<&Credentials>,
+) -> Vec<u8> {
     let mut body = Vec::with_capacity(64);
     push_string(&mut body, "MQTT");
     let clean_start = 0x02;
     let with_login = if credentials.is_some() { 0xC0 } else { 0 };
-    body.extend_from_slice(&[5, clean_start | with_login, 0, 30, 0]); // version, flags, keep alive 30 s, no properties
+    let level = if protocol == Protocol::V5 { 5 } else { 4 };
+    body.extend_from_slice(&[level, clean_start | with_login, 0, 30]); // keep alive 30 s
+    if protocol == Protocol::V5 {
+        body.push(0); // no properties
+    }
     push_string(&mut body, client_id);
     if let Some(login) = credentials {
         push_string(&mut body, &login.user);
@@ -244,10 +298,16 @@ pub fn parse(bytes: &[u8]) -> Result<Option<Connack>, &'static str> {
     }
     let Some(body) = body.get(..length) else { return Ok(None) };
     let [_session_present, reason, properties @ ..] = body else { return Err("too short") };
-    let mut connack = Connack { reason: *reason, receive_maximum: None, packet_bytes_max: None };
+    let mut connack = Connack {
+        protocol: Protocol::V5,
+        reason: *reason,
+        receive_maximum: None,
+        packet_bytes_max: None,
+    };
     if properties.is_empty() {
-        // An MQTT 3.1.1 answer, as old brokers give to a version they do not know.
-        return Err("it has no properties, as a broker without MQTT 5 answers");
+        let known = REASONS_311.get(usize::from(*reason));
+        let reason = *known.ok_or("a return code that MQTT 3.1.1 does not have")?;
+        return Ok(Some(Connack { protocol: Protocol::V311, reason, ..connack }));
     }
     let Some((length, rest)) = variable_int(properties)? else {
         return Err("properties cut short");
@@ -310,11 +370,60 @@ mod tests {
     fn limits_are_read_and_absent_ones_are_none() {
         // Captured from Mosquitto 2.0.11: topic alias maximum 10, receive maximum 20.
         let bytes = [0x20, 0x09, 0x00, 0x00, 0x06, 0x22, 0x00, 0x0A, 0x21, 0x00, 0x14];
-        let expected = Connack { reason: 0, receive_maximum: Some(20), packet_bytes_max: None };
+        let expected = Connack {
+            protocol: Protocol::V5,
+            reason: 0,
+            receive_maximum: Some(20),
+            packet_bytes_max: None,
+        };
         assert_eq!(parse(&bytes), Ok(Some(expected)));
         let bytes = [0x20, 0x08, 0x00, 0x00, 0x05, 0x27, 0x00, 0x1E, 0x84, 0x80];
         assert_eq!(parse(&bytes).unwrap().unwrap().packet_bytes_max, Some(2_000_000));
         assert_eq!(parse(&[0x20, 0x03, 0x00, 0x87, 0x00]).unwrap().unwrap().reason, 0x87);
+    }
+
+    #[test]
+    fn the_answers_of_mqtt_3_1_1_have_the_reasons_of_5_and_no_limits() {
+        let reasons = [0, 0x84, 0x85, 0x88, 0x86, 0x87];
+        for (code, reason) in (0..).zip(reasons) {
+            let connack = parse(&[0x20, 0x02, 0x00, code]).unwrap().unwrap();
+            assert_eq!((connack.protocol, connack.reason), (Protocol::V311, reason));
+            assert!(!connack.shows_limits());
+        }
+        assert!(parse(&[0x20, 0x02, 0x00, 6]).is_err());
+    }
+
+    #[test]
+    fn only_a_refusal_of_the_version_falls_back() {
+        let auto = ProtocolChoice::Auto;
+        for (choice, answers, expected) in [
+            (auto, vec![(5, &[0x20, 2, 0, 1][..]), (4, &[0x20, 2, 0, 0])], Ok((Protocol::V311, 0))),
+            (
+                auto,
+                vec![(5, &[0x20, 3, 0, 0x84, 0]), (4, &[0x20, 2, 0, 5])],
+                Ok((Protocol::V311, 0x87)),
+            ),
+            (auto, vec![(5, &[0x20, 3, 0, 0x87, 0])], Ok((Protocol::V5, 0x87))),
+            (auto, vec![(5, &[0x20, 2, 0, 0])], Err(())),
+            (ProtocolChoice::V5, vec![(5, &[0x20, 2, 0, 1])], Ok((Protocol::V311, 0x84))),
+            (ProtocolChoice::V311, vec![(4, &[0x20, 2, 0, 0])], Ok((Protocol::V311, 0))),
+        ] {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let address = listener.local_addr().unwrap();
+            let peer = std::thread::spawn(move || {
+                for (level, answer) in answers {
+                    let (mut stream, _) = listener.accept().unwrap();
+                    let mut packet = [0; 64];
+                    let _ = stream.read(&mut packet).unwrap();
+                    assert_eq!(packet[8], level);
+                    stream.write_all(answer).unwrap();
+                }
+            });
+            let answer = probe(address, "t", None, None, choice, Duration::from_secs(5));
+            let seen = answer.map(|c| (c.protocol, c.reason)).map_err(drop);
+            assert_eq!(seen, expected, "{choice:?}");
+            peer.join().unwrap();
+        }
     }
 
     #[test]
@@ -327,11 +436,13 @@ mod tests {
 
     #[test]
     fn a_connect_packet_has_the_bytes_of_the_standard() {
-        let packet = connect_packet("ab", None);
+        let packet = connect_packet(Protocol::V5, "ab", None);
         assert_eq!(packet, b"\x10\x0f\x00\x04MQTT\x05\x02\x00\x1e\x00\x00\x02ab");
         let login = Credentials { user: "u".into(), password: "p".into() };
-        let packet = connect_packet("ab", Some(&login));
+        let packet = connect_packet(Protocol::V5, "ab", Some(&login));
         assert_eq!(packet, b"\x10\x15\x00\x04MQTT\x05\xc2\x00\x1e\x00\x00\x02ab\x00\x01u\x00\x01p");
+        let packet = connect_packet(Protocol::V311, "ab", None);
+        assert_eq!(packet, b"\x10\x0e\x00\x04MQTT\x04\x02\x00\x1e\x00\x02ab");
         assert!(!format!("{login:?}").contains("\"p\""), "the password is never printed");
     }
 
@@ -341,7 +452,7 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let started = Instant::now();
         assert!(matches!(
-            probe(address, "t", None, None, TIMEOUT),
+            probe(address, "t", None, None, ProtocolChoice::Auto, TIMEOUT),
             Err(ConnackError::Silent { .. })
         ));
         assert!(started.elapsed() < TIMEOUT * 10);
@@ -357,16 +468,16 @@ mod tests {
             stream.write_all(b"HTTP/1.1 400 Bad Request\r\n").unwrap();
         });
         assert!(matches!(
-            probe(address, "t", None, None, TIMEOUT),
+            probe(address, "t", None, None, ProtocolChoice::Auto, TIMEOUT),
             Err(ConnackError::Closed { .. })
         ));
         assert!(matches!(
-            probe(address, "t", None, None, TIMEOUT),
+            probe(address, "t", None, None, ProtocolChoice::Auto, TIMEOUT),
             Err(ConnackError::Malformed { .. })
         ));
         peer.join().unwrap();
         assert!(matches!(
-            probe(address, "t", None, None, TIMEOUT),
+            probe(address, "t", None, None, ProtocolChoice::Auto, TIMEOUT),
             Err(ConnackError::Refused { .. })
         ));
     }

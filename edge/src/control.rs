@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::command::{self, CommandError};
 use crate::connack::{self, Connack, ConnackError, Credentials};
+use crate::mqtt::ProtocolChoice;
 use crate::pid::{self, PidError, PidFinder, ProcessId};
 use crate::tls::Tls;
 
@@ -47,7 +48,7 @@ pub trait Broker: Send {
     /// [`ControlError`] where no newer file came: a restart may then lose what is queued.
     fn save(&self, process: ProcessId, database: &Path) -> Result<(), ControlError>;
 
-    /// Connects once with MQTT 5.
+    /// Connects once.
     ///
     /// # Errors
     /// [`ConnackError`] where no CONNACK came.
@@ -211,6 +212,8 @@ pub struct LiveBroker {
     pub credentials: Option<Credentials>,
     /// How to connect by TLS; `None`: plainly.
     pub tls: Option<Tls>,
+    /// Which version of MQTT is spoken.
+    pub mqtt: ProtocolChoice,
     /// How its process is found.
     pub finder: PidFinder,
     /// How it is made to reload.
@@ -305,8 +308,8 @@ impl Broker for LiveBroker {
     }
 
     fn answer(&self) -> Result<Connack, ConnackError> {
-        let login = self.credentials.as_ref();
-        connack::probe(self.address, &self.client_id, login, self.tls.as_ref(), self.answer_timeout)
+        let (login, tls) = (self.credentials.as_ref(), self.tls.as_ref());
+        connack::probe(self.address, &self.client_id, login, tls, self.mqtt, self.answer_timeout)
     }
 }
 

@@ -38,12 +38,16 @@ pub enum Event {
     Scheduled,
     /// Someone else changed the drop-in.
     HandsOff,
+    /// Another model is in use.
+    ModelReplaced,
+    /// A new model was refused; the one in use stays.
+    ModelRefused,
 }
 
 impl Event {
     /// Whether a person should look, so that it must survive a power cut.
     fn calls_for_a_person(self) -> bool {
-        matches!(self, Self::Failed | Self::RolledBack | Self::HandsOff)
+        matches!(self, Self::Failed | Self::RolledBack | Self::HandsOff | Self::ModelRefused)
     }
 }
 
@@ -57,6 +61,8 @@ impl fmt::Display for Event {
             Self::Ordered => "ordered",
             Self::Scheduled => "waits for a restart",
             Self::HandsOff => "hands off",
+            Self::ModelReplaced => "another model is in use",
+            Self::ModelRefused => "a new model was refused",
         })
     }
 }
@@ -145,12 +151,17 @@ impl Entry {
     /// When, in UTC.
     #[must_use]
     pub fn at(&self) -> String {
-        let at_s = i64::try_from(self.at_unix_s).unwrap_or(i64::MAX);
-        let Ok(at) = tz::UtcDateTime::from_timespec(at_s, 0) else { return at_s.to_string() };
-        let (year, month, day) = (at.year(), at.month(), at.month_day());
-        let (hour, minute, second) = (at.hour(), at.minute(), at.second());
-        format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+        utc(self.at_unix_s)
     }
+}
+
+/// A Unix time in UTC, for people.
+pub(crate) fn utc(unix_s: u64) -> String {
+    let at_s = i64::try_from(unix_s).unwrap_or(i64::MAX);
+    let Ok(at) = tz::UtcDateTime::from_timespec(at_s, 0) else { return at_s.to_string() };
+    let (year, month, day) = (at.year(), at.month(), at.month_day());
+    let (hour, minute, second) = (at.hour(), at.minute(), at.second());
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
 }
 
 /// A broker's health for people.

@@ -16,6 +16,7 @@ pub mod journal;
 pub mod keys;
 pub mod knobs_request;
 pub mod model;
+pub mod mqtt;
 pub mod notify;
 pub mod orders;
 pub mod pid;

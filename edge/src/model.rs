@@ -17,8 +17,10 @@ use brokertuner_core::weigh::Weights;
 use brokertuner_core::{Envelope, KnobSet, Settings};
 use serde::{Deserialize, Serialize};
 
+use crate::apply::unix_s;
 use crate::config::Config;
 use crate::fs::{self, Files, MODE_STATE, RealFiles};
+use crate::journal;
 use crate::keys::{TrustedKey, signer};
 use crate::policy::{ModelPolicy, Policy, PolicyError};
 
@@ -36,6 +38,18 @@ pub struct ModelReport {
     pub signed_by: Option<String>,
     /// Why the configured file is not in use, where it is not.
     pub refused: Option<String>,
+    /// Unix time since which it is in use, where it replaced another while the agent ran.
+    #[serde(default)]
+    pub replaced_unix_s: Option<u64>,
+}
+
+/// What became of the model file while the agent ran.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ModelNews {
+    /// Another model is in use: what it is, and what it took the place of.
+    Replaced(String),
+    /// The new file was refused, and the one in use stays: why.
+    Refused(String),
 }
 
 impl fmt::Display for ModelReport {
@@ -43,6 +57,9 @@ impl fmt::Display for ModelReport {
         write!(f, "{}, counter {}", self.file, self.counter)?;
         if let Some(key) = &self.signed_by {
             write!(f, ", signed by {key}")?;
+        }
+        if let Some(at) = self.replaced_unix_s {
+            write!(f, ", since {}", journal::utc(at))?;
         }
         match &self.refused {
             Some(reason) => write!(f, "\n          refused: {reason}"),
@@ -145,6 +162,7 @@ impl ModelSource {
             highest,
             seen,
             refused,
+            replaced_unix_s: None,
             beyond: None,
             is_stored: false,
             reload: Arc::default(),
@@ -195,6 +213,7 @@ pub struct LivePolicy {
     highest: u64,
     seen: Option<Stamp>,
     refused: Option<String>,
+    replaced_unix_s: Option<u64>,
     beyond: Option<Beyond>,
     /// The copy is that of the model in use, or could not be written.
     is_stored: bool,
@@ -208,31 +227,46 @@ impl LivePolicy {
         Arc::clone(&self.reload)
     }
 
-    fn look_again(&mut self) {
+    fn look_again(&mut self) -> Option<ModelNews> {
         let is_asked = self.reload.swap(false, Ordering::Relaxed);
         let seen = Stamp::of(&self.source.path);
         if !is_asked && seen == self.seen {
-            return;
+            return None;
         }
         self.seen = seen;
         match self.source.load(&self.source.path, self.highest) {
-            Ok(verified) => {
-                let is_same = verified.policy.bytes() == self.current.policy.bytes();
-                self.refused = None;
-                self.highest = self.highest.max(verified.counter);
-                self.current = verified;
-                if !is_same {
-                    self.is_stored = false;
-                    tracing::info!(file = %self.source.path.display(), counter = self.current.counter, "A new model is in use.");
-                } else if is_asked {
-                    tracing::info!("The model is the one that is in use.");
-                }
-            }
+            Ok(verified) => self.take_over(verified, is_asked),
             Err(error) => {
                 tracing::error!(reason = %error, "The new model was refused; the one in use stays.");
-                self.refused = Some(error.to_string());
+                let reason = error.to_string();
+                self.refused = Some(reason.clone());
+                Some(ModelNews::Refused(reason))
             }
         }
+    }
+
+    fn take_over(&mut self, verified: Verified, is_asked: bool) -> Option<ModelNews> {
+        let is_same = verified.policy.bytes() == self.current.policy.bytes();
+        self.refused = None;
+        self.highest = self.highest.max(verified.counter);
+        let before = std::mem::replace(&mut self.current, verified);
+        if is_same {
+            if is_asked {
+                tracing::info!("The model is the one that is in use.");
+            }
+            return None;
+        }
+        self.is_stored = false;
+        self.replaced_unix_s = Some(unix_s());
+        let (file, counter) = (self.source.path.display(), self.current.counter);
+        tracing::info!(%file, counter, "A new model is in use.");
+        let said = |model: &Verified| {
+            let key = model.signed_by.as_ref();
+            let signed = key.map_or(String::new(), |key| format!(", signed by {}", key.display()));
+            format!("counter {}{signed}", model.counter)
+        };
+        let said = format!("{file}: {}, in the place of {}", said(&self.current), said(&before));
+        Some(ModelNews::Replaced(said))
     }
 
     /// Keeps a copy of the model in use, where it is not there yet.
@@ -272,9 +306,10 @@ impl Policy for LivePolicy {
         self.current.policy.weigh(view, reference, knobs)
     }
 
-    fn refresh(&mut self) {
-        self.look_again();
+    fn refresh(&mut self) -> Option<ModelNews> {
+        let news = self.look_again();
         self.store();
+        news
     }
 
     fn model(&self) -> Option<ModelReport> {
@@ -284,6 +319,7 @@ impl Policy for LivePolicy {
             counter: self.current.counter,
             signed_by: self.current.signed_by.as_ref().map(shown),
             refused: self.refused.clone(),
+            replaced_unix_s: self.replaced_unix_s,
         })
     }
 }

@@ -10,7 +10,7 @@ use brokertuner_core::{Envelope, KnobSet, Settings};
 
 use crate::fs::{self, FileError, Files, RealFiles};
 use crate::keys::KeyError;
-use crate::model::ModelReport;
+use crate::model::{ModelNews, ModelReport};
 
 /// Wants settings for what is seen; always inside the envelope.
 pub trait Policy: Send {
@@ -33,8 +33,11 @@ pub trait Policy: Send {
         Weights::new()
     }
 
-    /// Takes over what changed since the last decision; called before each one that acts.
-    fn refresh(&mut self) {}
+    /// Takes over what changed since the last decision; called before each one that acts. Says
+    /// what that was, where a person should know.
+    fn refresh(&mut self) -> Option<ModelNews> {
+        None
+    }
 
     /// What is to be told of the model.
     fn model(&self) -> Option<ModelReport> {

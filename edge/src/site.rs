@@ -295,6 +295,7 @@ impl Site {
             client_id: format!("{}-sampler", self.broker.client_id),
             credentials: self.broker.credentials.clone(),
             tls: self.broker.tls.clone(),
+            mqtt: self.broker.mqtt,
             probe_interval: self.probe_interval,
             clock: clock::now,
         }
@@ -377,6 +378,7 @@ fn live_broker(
         client_id: format!("{}-{}", config.broker.client_id, std::process::id()),
         credentials,
         tls: tls(config, environment)?,
+        mqtt: config.broker.mqtt,
         finder: PidFinder {
             source: pid.source,
             pid: (pid.pid > 0).then_some(pid.pid),

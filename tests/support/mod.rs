@@ -67,6 +67,21 @@ pub(crate) fn build_program(name: &str) -> PathBuf {
     profile.join(name)
 }
 
+/// A package's program as it is built for gateways: small, and by itself, so that no other package
+/// adds to it.
+///
+/// # Panics
+/// Where it does not build.
+pub(crate) fn build_small(package: &str, name: &str) -> PathBuf {
+    let own = std::env::current_exe().expect("a program knows where it lies");
+    let target = own.ancestors().nth(3).expect("the tests lie in cargo's target folder");
+    let mut build = Command::new(env!("CARGO"));
+    build.args(["build", "--quiet", "--profile", "release-small", "-p", package, "--bin", name]);
+    let built = build.arg("--target-dir").arg(target).current_dir(repository()).status();
+    assert!(built.expect("cargo runs").success(), "{name} does not build");
+    target.join("release-small").join(name)
+}
+
 /// Runs `host` with a broker of a version and `--json`, and gives its exit status and document.
 ///
 /// # Panics
@@ -103,6 +118,11 @@ pub(crate) fn broker(version: &str, dropin: &str) -> BrokerProcess {
 pub(crate) fn broker_with(version: &str, config: &SpawnConfig) -> BrokerProcess {
     BrokerProcess::spawn(&mosquitto(version), config)
         .unwrap_or_else(|error| panic!("{version}: {error}"))
+}
+
+/// A port that was free a moment ago.
+pub(crate) fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// Polls until `check` gives a value.

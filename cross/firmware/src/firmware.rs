@@ -22,26 +22,57 @@ fn main() -> Result<(), Fault> {
 
 #[cfg(feature = "board")]
 mod device {
+    use core::ops::ControlFlow;
+
     use super::{Fault, Line, Player, lines};
+    use brokertuner_core::pace::{self, World};
     use brokertuner_firmware::board;
     use embassy_executor::Spawner;
-    use embassy_time::{Duration, Ticker};
+    use embassy_time::{Duration, Instant, Timer};
 
     /// How much faster than the recording it is replayed.
     const SPEED: u32 = 1000;
 
+    /// The loop's world: the trace in flash in the place of a broker.
+    struct Board {
+        player: Player,
+        interval: Duration,
+        line: Line,
+        end: Result<(), Fault>,
+    }
+
+    impl World for Board {
+        fn now(&self) -> Instant {
+            Instant::now()
+        }
+
+        fn tick(&mut self) -> ControlFlow<(), Duration> {
+            match self.player.next(&mut self.line) {
+                Some(Ok(())) => {
+                    defmt::println!("{=str}", self.line.as_str());
+                    return ControlFlow::Continue(self.interval);
+                }
+                Some(Err(fault)) => self.end = Err(fault),
+                None => {}
+            }
+            ControlFlow::Break(())
+        }
+
+        async fn wait(&mut self, due: Instant) -> ControlFlow<()> {
+            Timer::at(due).await;
+            ControlFlow::Continue(())
+        }
+    }
+
     async fn replay() -> Result<(), Fault> {
         let mut player = Player::default();
         let interval_ms = player.begin()? / SPEED;
-        let mut ticker = Ticker::every(Duration::from_millis(interval_ms.max(1).into()));
-        let mut line = Line::new();
-        while let Some(next) = player.next(&mut line) {
-            next?;
-            defmt::println!("{=str}", line.as_str());
-            ticker.next().await;
-        }
-        lines::digest(&mut line)?;
-        defmt::println!("{=str}", line.as_str());
+        let interval = Duration::from_millis(interval_ms.max(1).into());
+        let mut board = Board { player, interval, line: Line::new(), end: Ok(()) };
+        pace::drive(&mut board).await;
+        board.end?;
+        lines::digest(&mut board.line)?;
+        defmt::println!("{=str}", board.line.as_str());
         Ok(())
     }
 

@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::{Agent, Verdict};
 use crate::apply::ApplyError;
 use crate::journal::{Entry, Event, Influence};
+use crate::model::ModelNews;
 use crate::plan::Plan;
 use crate::undo;
 
@@ -127,6 +128,18 @@ impl Agent {
         if self.journal.is_some() {
             let id = self.applier.number_decision();
             self.note(&Entry::new(id, Event::HandsOff, error.to_string()));
+        }
+    }
+
+    /// What became of the model file.
+    pub(super) fn note_model(&mut self, news: ModelNews) {
+        if self.journal.is_some() {
+            let id = self.applier.number_decision();
+            let (event, why) = match news {
+                ModelNews::Replaced(why) => (Event::ModelReplaced, why),
+                ModelNews::Refused(why) => (Event::ModelRefused, why),
+            };
+            self.note(&Entry::new(id, event, why));
         }
     }
 

@@ -4,15 +4,19 @@ use std::future::Future;
 use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::time::{Duration as StdDuration, Instant as StdInstant};
 
-use brokertuner_core::Duration;
-use embassy_time::{Instant, Timer};
+use brokertuner_core::pace::{self, World};
+use brokertuner_core::{Duration, Instant};
+use embassy_time::Timer;
 
 use super::{Agent, Calls, Mode, Report, Request, Tick, Verdict, VerdictReport};
+use crate::clock;
 use crate::fs::{self, FileError, Files, RealFiles};
 use crate::model::ModelReport;
+use crate::mqtt::Protocol;
+use crate::sampler::Link;
 use crate::state::Standing;
 
 /// The status file is renewed at least this often, and whenever the verdict changes.
@@ -20,41 +24,67 @@ const STATUS_AGE_MAX: StdDuration = StdDuration::from_secs(60);
 
 /// How soon a tick that could not see the broker is tried again.
 const BLIND_INTERVAL: Duration = Duration::from_secs(1);
+/// How soon where it could, and only waits for `$SYS`.
+const WAITING_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Ticks once per `interval`, the first time at once and sooner while it is blind, until `stop` is
 /// ready or `each` breaks. Answers `calls` between two ticks, and ticks again after each.
 ///
-/// A tick under way is brought to its end: `stop` and calls take effect after it.
+/// A tick under way is brought to its end: `stop` and calls take effect after it. The loop itself
+/// is core's, which the firmware runs as well.
 pub async fn drive(
     agent: &mut Agent,
     mode: Mode,
     interval: Duration,
     stop: impl Future,
     calls: &mut Calls,
-    mut each: impl FnMut(&Agent, &Tick) -> ControlFlow<()>,
+    each: impl FnMut(&Agent, &Tick) -> ControlFlow<()>,
 ) {
-    let mut stop = pin!(stop);
-    loop {
-        let started = Instant::now();
-        let tick = agent.tick(mode);
-        let is_blind = matches!(tick.verdict, Verdict::Blind(_));
-        let wait = if is_blind { interval.min(BLIND_INTERVAL) } else { interval };
-        if each(agent, &tick).is_break() {
-            return;
-        }
+    let stop = pin!(stop);
+    pace::drive(&mut Gateway { agent, mode, interval, stop, calls, each }).await;
+}
+
+/// The loop's world: this machine, its clock, and those who ask something of the agent.
+struct Gateway<'a, S, F> {
+    agent: &'a mut Agent,
+    mode: Mode,
+    interval: Duration,
+    stop: Pin<&'a mut S>,
+    calls: &'a mut Calls,
+    each: F,
+}
+
+impl<S: Future, F: FnMut(&Agent, &Tick) -> ControlFlow<()>> World for Gateway<'_, S, F> {
+    fn now(&self) -> Instant {
+        clock::now()
+    }
+
+    fn tick(&mut self) -> ControlFlow<(), Duration> {
+        let tick = self.agent.tick(self.mode);
+        (self.each)(self.agent, &tick)?;
+        let soonest = match tick.verdict {
+            Verdict::Blind(_) if self.agent.sampler().link() == Link::Up => WAITING_INTERVAL,
+            Verdict::Blind(_) => BLIND_INTERVAL,
+            _ => Duration::MAX,
+        };
+        ControlFlow::Continue(self.interval.min(soonest))
+    }
+
+    async fn wait(&mut self, due: Instant) -> ControlFlow<()> {
         tokio::select! {
-            () = Timer::at(started + wait) => {}
-            _ = &mut stop => return,
-            Some(request) = calls.recv() => match request {
+            () = Timer::at(due) => {}
+            _ = &mut self.stop => return ControlFlow::Break(()),
+            Some(request) = self.calls.recv() => match request {
                 Request::Order(order, reply) => {
                     // An asker that has gone does not need to know.
-                    let _ = reply.send(agent.obey(&order));
+                    let _ = reply.send(self.agent.obey(&order));
                 }
                 Request::Knobs(request, reply) => {
-                    let _ = reply.send(agent.set_knobs(*request));
+                    let _ = reply.send(self.agent.set_knobs(*request));
                 }
             },
         }
+        ControlFlow::Continue(())
     }
 }
 
@@ -77,6 +107,8 @@ struct News {
     is_last_verified: bool,
     pinned: Vec<String>,
     scheduled: Option<u64>,
+    hidden: Option<String>,
+    mqtt: Option<Protocol>,
 }
 
 impl News {
@@ -90,6 +122,8 @@ impl News {
             is_last_verified: report.last.as_ref().is_some_and(|last| last.after.is_some()),
             pinned: report.pinned.clone(),
             scheduled: report.scheduled,
+            hidden: report.broker.hidden.clone(),
+            mqtt: report.broker.mqtt,
             is_wanted_known: options.clone().any(|option| option.wanted.is_some()),
         }
     }

@@ -21,6 +21,7 @@ use brokertuner_core::{Duration, Instant, Settings};
 
 pub use calls::{Call, Calls, Request};
 pub use drive::{StatusFile, drive};
+pub(crate) use report::NO_READ_BACK;
 pub use report::{BrokerReport, OptionReport, Report, VerdictReport};
 pub use tick::{Mode, Tick, Verdict};
 

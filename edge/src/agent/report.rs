@@ -11,11 +11,17 @@ use super::{Agent, Tick, Verdict};
 use crate::apply::unix_s;
 use crate::journal::Entry;
 use crate::model::ModelReport;
+use crate::mqtt::Protocol;
 use crate::orders;
+use crate::sampler::Latency;
 use crate::state::Standing;
 
 /// Version of [`Report`]'s shape.
 const REPORT_VERSION: u32 = 1;
+
+/// What is missing where the broker speaks MQTT 3.1.1 only.
+pub(crate) const NO_READ_BACK: &str =
+    "it speaks MQTT 3.1.1: which settings are in force can't be read back from it";
 
 /// Everything worth telling after a tick.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -64,6 +70,12 @@ pub struct Report {
     pub elsewhere: Vec<String>,
     /// What was measured.
     pub metrics: Metrics,
+    /// Round trips of the probe by QoS 0 over the last five to ten minutes.
+    #[serde(default)]
+    pub probe_qos0: Option<Latency>,
+    /// The same by QoS 1.
+    #[serde(default)]
+    pub probe_qos1: Option<Latency>,
 }
 
 /// The broker in a [`Report`].
@@ -73,10 +85,17 @@ pub struct BrokerReport {
     pub address: String,
     /// Its process; `null` where that is not known.
     pub pid: Option<i32>,
+    /// Why its process is not known though it serves: then nothing is changed.
+    #[serde(default)]
+    pub hidden: Option<String>,
     /// Its version; `null` before it was published.
     pub version: Option<String>,
     /// The state of the agent's connection, in words.
     pub link: String,
+    /// The version of MQTT that is spoken: `5`, or `3.1.1`, by which the settings in force can't be
+    /// read back; `null` before the first connection.
+    #[serde(default)]
+    pub mqtt: Option<Protocol>,
 }
 
 /// A [`Verdict`] in words.
@@ -117,6 +136,7 @@ impl Report {
     #[must_use]
     pub fn of(agent: &Agent, tick: &Tick) -> Self {
         let controller = agent.controller();
+        let [probe_qos0, probe_qos1] = agent.sampler.latencies();
         Self {
             report_version: REPORT_VERSION,
             at_unix_s: unix_s(),
@@ -124,8 +144,10 @@ impl Report {
             broker: BrokerReport {
                 address: agent.site.broker.address.to_string(),
                 pid: agent.process.map(|process| process.pid),
+                hidden: agent.hidden_process(),
                 version: agent.sampler.version().map(|version| version.to_string()),
                 link: agent.sampler.link().to_string(),
+                mqtt: agent.sampler.protocol(),
             },
             model: agent.policy.model(),
             verdict: VerdictReport::of(&tick.verdict),
@@ -141,6 +163,8 @@ impl Report {
             last: agent.last.clone(),
             elsewhere: agent.site.elsewhere.lines.iter().map(ToString::to_string).collect(),
             metrics: tick.metrics,
+            probe_qos0,
+            probe_qos1,
         }
     }
 }
@@ -191,14 +215,21 @@ impl VerdictReport {
     }
 }
 
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Report {
+    /// The broker, the model and what the operator said last.
+    fn head(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let broker = &self.broker;
         let version = broker.version.as_deref().unwrap_or("of unknown version");
         write!(f, "broker    {version} at {}", broker.address)?;
         match broker.pid {
             Some(pid) => writeln!(f, ", process {pid}, {}", broker.link)?,
             None => writeln!(f, ", {}", broker.link)?,
+        }
+        if let Some(why) = &broker.hidden {
+            writeln!(f, "          {why}")?;
+        }
+        if broker.mqtt == Some(Protocol::V311) {
+            writeln!(f, "          {NO_READ_BACK}")?;
         }
         if let Some(model) = &self.model {
             writeln!(f, "model     {model}")?;
@@ -208,6 +239,13 @@ impl fmt::Display for Report {
         } else {
             writeln!(f, "standing  {}", self.standing)?;
         }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.head(f)?;
         writeln!(f, "decision  {}: {}", self.verdict.kind, self.verdict.why)?;
         for line in &self.verdict.diff {
             writeln!(f, "          {line}")?;
@@ -220,6 +258,11 @@ impl fmt::Display for Report {
             "history   {} restarts in the last hour, {} in 24 hours, {} failures in a row",
             self.restarts_in_hour, self.restarts_in_day, self.failures
         )?;
+        for (qos, latency) in [(0, &self.probe_qos0), (1, &self.probe_qos1)] {
+            if let Some(latency) = latency {
+                writeln!(f, "probe     QoS {qos}: {latency} in the last minutes")?;
+            }
+        }
         if !self.pinned.is_empty() {
             writeln!(f, "set       {} over HTTP, until `edge resume`", self.pinned.join(", "))?;
         }

@@ -78,7 +78,11 @@ impl Agent {
     pub fn tick(&mut self, mode: Mode) -> Tick {
         match mode {
             Mode::Look => self.follow(),
-            Mode::Act => self.policy.refresh(),
+            Mode::Act => {
+                if let Some(news) = self.policy.refresh() {
+                    self.note_model(news);
+                }
+            }
         }
         let sample = self.sampler.sample();
         self.metrics = self.meter.measure(&sample);
@@ -140,6 +144,9 @@ impl Agent {
                 None => Verdict::Hold(HoldReason::Satisfied),
             },
             Err(reason) => Verdict::Hold(reason),
+            Ok(plan) if !plan.is_roll_back && self.sampler.hidden().is_some() => {
+                Verdict::Barred(self.hidden_process().unwrap_or_default())
+            }
             Ok(plan) if mode == Mode::Look => Verdict::Planned(plan),
             Ok(plan) => self.carry_out(plan, &decision, health),
         }
@@ -217,7 +224,7 @@ impl Agent {
 
     /// A new process has taken over whatever was written.
     fn notice_process(&mut self, mode: Mode) {
-        let Ok(process) = self.sampler.find_process() else { return };
+        let Some(process) = self.sampler.process() else { return };
         if self.process == Some(process) {
             return;
         }
@@ -320,6 +327,13 @@ impl Agent {
         };
         let is_roll_back = matches!(decision, Decision::RollBack { .. });
         Ok(Plan { from: *self.controller.written(), to: settings, how, why, is_roll_back })
+    }
+
+    /// That every change waits for the broker's process to be known, in words: without it nobody
+    /// can tell whether a reload reached it, a restart was one, or memory grew.
+    pub(super) fn hidden_process(&self) -> Option<String> {
+        let why = self.sampler.hidden()?;
+        Some(format!("only $SYS is watched, and nothing is changed: {why}"))
     }
 
     /// The load that a change answers, in figures.

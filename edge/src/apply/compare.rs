@@ -34,16 +34,16 @@ pub(super) fn shown(settings: Settings, written: Settings, connack: &Connack) ->
     ];
     let mut settings = settings;
     for (knob, value) in shown {
-        if connack.accepted() && value.is_some() && value == written.get(knob).value() {
+        if connack.shows_limits() && value.is_some() && value == written.get(knob).value() {
             settings = settings.with_that_of(knob, &written);
         }
     }
     settings
 }
 
-/// After a restart, what CONNACK shows must be what was written.
+/// After a restart, what CONNACK shows must be what was written; that of MQTT 3.1.1 shows nothing.
 pub(super) fn read_back(intent: &Intent, connack: &Connack) -> Result<(), ApplyError> {
-    if intent.how != How::Restart || !connack.accepted() {
+    if intent.how != How::Restart || !connack.shows_limits() {
         return Ok(());
     }
     let to = intent.to.unwrap_or_default();

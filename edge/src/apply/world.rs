@@ -15,6 +15,7 @@ use super::{Applier, Paths};
 use crate::connack::{Connack, ConnackError};
 use crate::control::{Broker, ControlError};
 use crate::fs::Files;
+use crate::mqtt::Protocol;
 use crate::pid::{PidError, ProcessId};
 
 pub(super) const DROP_IN: &str = "/etc/mosquitto/conf.d/zz-brokertuner.conf";
@@ -253,6 +254,7 @@ impl Broker for Shared {
             _ => world.effective.get(Knob::InflightMessagesMax).value().unwrap_or(20),
         };
         Ok(Connack {
+            protocol: Protocol::V5,
             reason: 0,
             receive_maximum: u16::try_from(window).ok(),
             packet_bytes_max: None,

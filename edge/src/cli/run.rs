@@ -10,6 +10,7 @@ use brokertuner_edge::agent::{Agent, Call, Mode, Report, StatusFile, Tick, Verdi
 use brokertuner_edge::config::Config;
 use brokertuner_edge::error::told;
 use brokertuner_edge::notify;
+use brokertuner_edge::pid::mosquittos;
 use brokertuner_edge::service::{Board, HttpOptions, Listen, Service, Token};
 use brokertuner_edge::site::Environment;
 use tokio::signal::unix::{SignalKind, signal};
@@ -41,6 +42,10 @@ pub(super) fn run(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
         let http = http_options(config)?.map(|options| (options, board.clone()));
         let is_http = http.is_some();
         let _service = Service::start(&config.agent.state_dir, http, call)?;
+        let own = agent.sampler().process().or_else(|| agent.applier().broker().process().ok());
+        for other in mosquittos().iter().filter(|one| Some(one.process) != own) {
+            tracing::info!(%other, "Another Mosquitto runs on this machine.");
+        }
         notify::ready();
         tokio::spawn(notify::feed_watchdog());
         tracing::info!(%address, drop_in = %agent.applier().drop_in().display(), "Started.");

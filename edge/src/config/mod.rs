@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::control::MethodName;
 use crate::fs::{self, FileError, Files, RealFiles};
+use crate::mqtt::ProtocolChoice;
 use crate::pid::PidSource;
 use crate::quiet::MACHINES_ZONE;
 use section::{Section, sections};
@@ -40,6 +41,9 @@ sections! {
         tls_name: String = String::new(),
         /// MQTT client identifier; two agents on one broker need two.
         client_id: String = "brokertuner-edge".into(),
+        /// auto, "5" or "3.1.1"; auto speaks MQTT 5, and 3.1.1 where the broker refuses that. By 3.1.1
+        /// it can't be read back from the broker which settings are in force.
+        mqtt: ProtocolChoice = ProtocolChoice::Auto,
         /// File with the user name on its first line; empty: the broker asks for none.
         user_file: PathBuf = PathBuf::new(),
         /// File with the password on its first line; readable by the agent only.
@@ -57,7 +61,8 @@ sections! {
     /// How the broker's process is found.
     Pid {
         /// auto, config (pid below), env (MOSQUITTO_PID), file, systemd or listener (the owner of
-        /// the listening socket). auto takes the first of these, in this order, that knows.
+        /// the listening socket). auto takes the listener; where that may not be seen, what the
+        /// others agree on.
         source: PidSource = PidSource::Auto,
         /// A fixed process id; 0: none. A restart changes it: for containers and tests.
         pid: i32 = 0,

@@ -10,7 +10,9 @@ use brokertuner_core::sample::{Sample, Sys, Version};
 use procfs::process::Process;
 
 use super::{Check, limits};
+use crate::agent::NO_READ_BACK;
 use crate::control::Broker as _;
+use crate::pid::mosquittos;
 use crate::sampler::{Link, Sampler, SysStatus};
 use crate::site::Site;
 
@@ -67,7 +69,10 @@ pub(super) fn examine(site: &Site, checks: &mut Vec<Check>) {
         }
     };
     let address = site.broker.address;
-    checks.push(if connack.accepted() {
+    checks.push(if connack.accepted() && !connack.shows_limits() {
+        let remedy = "set broker.mqtt to \"auto\", and let the listener accept MQTT 5 (accept_protocol_versions)";
+        Check::note("broker", format!("answers on {address}; {NO_READ_BACK}"), remedy)
+    } else if connack.accepted() {
         let window = connack.receive_maximum.map_or("no limit".into(), |n| n.to_string());
         Check::good("broker", format!("answers on {address}; inflight window {window}"))
     } else {
@@ -110,7 +115,17 @@ fn look(sampler: &mut Sampler) -> Sample {
     }
 }
 
+/// Other Mosquittos on this machine: whoever looks for a fault should know of them.
+fn others(site: &Site, checks: &mut Vec<Check>) {
+    let own = site.broker.process().ok();
+    for other in mosquittos().iter().filter(|one| Some(one.process) != own) {
+        let found = format!("another Mosquitto runs on this machine: {other}");
+        checks.push(Check::good("others", found));
+    }
+}
+
 fn process(site: &Site, checks: &mut Vec<Check>) {
+    others(site, checks);
     let found = match site.broker.process() {
         Ok(process) => process,
         Err(error) => return checks.push(Check::error("pid", &error)),

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::command;
 use crate::helper::Client;
 use crate::sampler::read_process;
+pub use listener::{Holder, mosquittos};
 
 /// The environment variable that may name the broker's pid.
 pub const PID_VARIABLE: &str = "MOSQUITTO_PID";
@@ -38,7 +39,8 @@ pub struct ProcessId {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PidSource {
-    /// The first that knows: configured pid, environment, pid file, systemd, owner of the port.
+    /// The owner of the port; where that may not be seen, what configured pid, environment, pid
+    /// file and systemd agree on.
     #[default]
     Auto,
     /// `pid.pid` of the configuration.
@@ -114,11 +116,35 @@ pub enum PidError {
     },
     /// Something listens, but its process may not be looked at.
     #[error(
-        "something listens on port {port}, but its process is hidden from this user; run edge as root or as the broker's user, or set pid.pid_file"
+        "something listens on port {port}, but its process is hidden (another user's, or in a container){running}; run edge as root, as the broker's user or in the broker's container, use the helper, or set pid.pid_file"
     )]
     Hidden {
         /// The port.
         port: u16,
+        /// Brokers that can be seen, in words.
+        running: String,
+    },
+    /// What listens passes connections on.
+    #[error(
+        "port {port} is served by {name} (process {pid}), which passes connections on: the broker's own process is hidden; run edge where that is seen, or name it by pid.source = \"file\" or \"config\""
+    )]
+    Proxy {
+        /// The port.
+        port: u16,
+        /// The program.
+        name: String,
+        /// Its process.
+        pid: i32,
+    },
+    /// More than one process could be the broker.
+    #[error(
+        "it is not clear which process is the broker on port {port}: {found}; name it by pid.source and what belongs to it"
+    )]
+    Ambiguous {
+        /// The port.
+        port: u16,
+        /// Those that it could be.
+        found: String,
     },
     /// The helper doesn't know either.
     #[error(transparent)]
@@ -133,6 +159,14 @@ pub enum PidError {
         #[from]
         source: ProcError,
     },
+}
+
+impl PidError {
+    /// A broker serves, but which process it is can't be known here.
+    #[must_use]
+    pub fn is_hidden(&self) -> bool {
+        matches!(self, Self::Hidden { .. } | Self::Proxy { .. } | Self::Ambiguous { .. })
+    }
 }
 
 /// What is needed to find the broker's process.
@@ -199,23 +233,40 @@ impl PidFinder {
             PidSource::File => self.by_file(),
             PidSource::Systemd => self.by_systemd(),
             PidSource::Listener => listener::owner(self.address),
-            PidSource::Auto => {
-                // Where it may be seen, the owner of the port settles it: a unit or a pid left
-                // behind may be another broker's.
-                let owner = listener::owner(self.address).ok();
-                for source in [Self::by_config, Self::by_env, Self::by_file, Self::by_systemd] {
-                    match source(self) {
-                        Ok(process) if owner.is_none_or(|owner| owner == process) => {
-                            return Ok(process);
-                        }
-                        Ok(process) => {
-                            tracing::debug!(process.pid, "Not the one that serves the port.");
-                        }
-                        Err(PidError::Unset { .. }) => {}
-                        Err(error) => tracing::debug!(%error, "Next source of the broker's pid."),
-                    }
-                }
-                listener::owner(self.address)
+            PidSource::Auto => self.by_any(),
+        }
+    }
+
+    /// Where it may be seen, the owner of the port settles it: a unit or a pid left behind may be
+    /// another broker's. Where it may not, all who know one must agree.
+    fn by_any(&self) -> Result<ProcessId, PidError> {
+        let unseen = match listener::owner(self.address) {
+            Ok(owner) => return Ok(owner),
+            Err(error) => error,
+        };
+        let mut named = Vec::new();
+        for (said_by, source) in [
+            ("pid.pid", Self::by_config as fn(&Self) -> _),
+            (PID_VARIABLE, Self::by_env),
+            ("pid.pid_file", Self::by_file),
+            ("pid.unit", Self::by_systemd),
+        ] {
+            match source(self) {
+                Ok(process) => named.push((said_by, process)),
+                Err(PidError::Unset { .. }) => {}
+                Err(error) => tracing::debug!(%error, "Next source of the broker's pid."),
+            }
+        }
+        if unseen.is_hidden() {
+            named.retain(|(_, process)| !listener::listens(process.pid));
+        }
+        match named.as_slice() {
+            [] => Err(unseen),
+            [(_, first), rest @ ..] if rest.iter().all(|(_, other)| other == first) => Ok(*first),
+            _ => {
+                let said = named.iter().map(|(by, it)| format!("process {} by {by}", it.pid));
+                let found = said.collect::<Vec<_>>().join(", ");
+                Err(PidError::Ambiguous { port: self.address.port(), found })
             }
         }
     }
@@ -250,8 +301,11 @@ impl PidFinder {
         let pid = parse_pid(&text, &said_by)?;
         let process = running(pid, || said_by)?;
         // The broker writes the file after it starts; a process that started later has its pid by
-        // chance.
-        if started(process)?.is_some_and(|start| start > written + PID_FILE_SLACK) {
+        // chance. Or the clock was set forward since, which moves every start: what serves the port
+        // is the broker all the same.
+        if started(process)?.is_some_and(|start| start > written + PID_FILE_SLACK)
+            && !listener::owner(self.address).is_ok_and(|owner| owner == process)
+        {
             return Err(PidError::Reused { path: path.to_path_buf(), pid });
         }
         Ok(process)
@@ -333,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn auto_takes_the_first_that_knows_a_living_process() {
+    fn auto_takes_what_is_named_where_nobody_listens_and_nothing_where_that_is_two() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("pid");
         fs::write(&file, format!("{}\n", own_pid())).unwrap();
@@ -342,6 +396,11 @@ mod tests {
         finder.pid = Some(i32::MAX);
         finder.env = Some("nonsense".into());
         assert_eq!(finder.find().unwrap().pid, own_pid());
+        finder.env = Some("1".into());
+        let said = finder.find().unwrap_err();
+        let both = ["process 1 by MOSQUITTO_PID".into(), format!("process {} by", own_pid())];
+        assert!(both.iter().all(|part| said.to_string().contains(part)), "{said}");
+        assert!(said.is_hidden());
     }
 
     #[test]
@@ -378,8 +437,12 @@ mod tests {
         fs::write(&path, own_pid().to_string()).unwrap();
         let long_ago = SystemTime::now() - Duration::from_secs(86_400 * 365);
         fs::File::options().write(true).open(&path).unwrap().set_modified(long_ago).unwrap();
-        let finder = PidFinder::pid_file(&path, anywhere());
+        let mut finder = PidFinder::pid_file(&path, anywhere());
         assert!(matches!(finder.find(), Err(PidError::Reused { .. })));
+        // It serves the port: the clock was set forward since it wrote the file.
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        finder.address = socket.local_addr().unwrap();
+        assert_eq!(finder.find().unwrap().pid, own_pid());
     }
 
     #[test]

@@ -5,26 +5,24 @@ use std::hash::{BuildHasher, Hasher};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use rumqttc::NetworkOptions;
-use rumqttc::v5::mqttbytes::QoS;
-use rumqttc::v5::mqttbytes::v5::{ConnectReturnCode, Filter, Packet, Publish, SubscribeReasonCode};
-use rumqttc::v5::{AsyncClient, ConnectionError, Event, EventLoop, MqttOptions, StateError};
 use tokio::sync::watch;
 use tokio::time;
 
-use super::probe::PAYLOAD_BYTES;
+use super::probe::Round;
+use super::wire::{self, Broken, Client, Events, Incoming, Message};
 use super::{SYS_TOPICS_MAX, SamplerOptions, Shared, lock};
-use crate::tls;
+use crate::connack;
+use crate::mqtt::{Protocol, ProtocolChoice};
 
-const SYS_FILTER: &str = "$SYS/#";
+pub(super) const SYS_FILTER: &str = "$SYS/#";
 /// Larger than any `$SYS` value; the broker is told, and sends nothing larger.
-const PACKET_BYTES_MAX: u32 = 4096;
-const KEEP_ALIVE: Duration = Duration::from_secs(30);
-const CONNECT_TIMEOUT_S: u64 = 5;
+pub(super) const PACKET_BYTES_MAX: u32 = 4096;
+pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(30);
+pub(super) const CONNECT_TIMEOUT_S: u64 = 5;
 /// Requests that wait for the connection: two subscriptions and two probes, and room.
-const REQUESTS_MAX: usize = 16;
+pub(super) const REQUESTS_MAX: usize = 16;
 /// Probes of QoS 1 that may be unacknowledged.
-const INFLIGHT_MAX: u16 = 16;
+pub(super) const INFLIGHT_MAX: u16 = 16;
 const BACK_OFF_FIRST: Duration = Duration::from_millis(100);
 const BACK_OFF_MAX: Duration = Duration::from_secs(30);
 /// A connection that held this long starts the back-off anew.
@@ -68,19 +66,31 @@ async fn stay_connected(
     mut stop: watch::Receiver<bool>,
 ) {
     let mut back_off = BACK_OFF_FIRST;
+    let mut protocol = options.mqtt.first();
+    let mut is_told = false;
     loop {
         let started = time::Instant::now();
-        let (client, mut events) = AsyncClient::new(mqtt_options(options), REQUESTS_MAX);
-        let error = tokio::select! {
-            error = session(options, shared, &client, &mut events) => error,
+        let (client, mut events) = wire::open(options, protocol);
+        let broken = tokio::select! {
+            broken = session(options, protocol, shared, &client, &mut events) => broken,
             _ = stop.wait_for(|stop| *stop) => {
                 farewell(&client, &mut events).await;
                 return;
             }
         };
-        let reason = explain(options, &error);
-        tracing::debug!(%reason, "Connection lost.");
+        let was_up = lock(shared).link == Link::Up;
+        let reason = explain(options, &broken);
+        tracing::debug!(%reason, %protocol, "Connection lost.");
         lock(shared).disconnected(reason);
+        let next = if was_up { options.mqtt.first() } else { after(options, protocol, &broken) };
+        if next < protocol {
+            if !std::mem::replace(&mut is_told, true) {
+                tracing::warn!("The broker refuses MQTT 5; MQTT 3.1.1 is spoken.");
+            }
+            protocol = next;
+            continue;
+        }
+        protocol = next;
         if started.elapsed() >= STABLE {
             back_off = BACK_OFF_FIRST;
         }
@@ -93,83 +103,77 @@ async fn stay_connected(
     }
 }
 
-fn mqtt_options(options: &SamplerOptions) -> MqttOptions {
-    let (host, port) = (options.address.ip().to_string(), options.address.port());
-    let mut mqtt = MqttOptions::new(&options.client_id, host, port);
-    mqtt.set_keep_alive(KEEP_ALIVE)
-        .set_clean_start(true)
-        .set_max_packet_size(Some(PACKET_BYTES_MAX))
-        // The client keeps a slot for each: 14 MB for the default of 65535.
-        .set_outgoing_inflight_upper_limit(INFLIGHT_MAX)
-        .set_connection_timeout(CONNECT_TIMEOUT_S);
-    let mut network = NetworkOptions::new();
-    network.set_tcp_nodelay(true);
-    mqtt.set_network_options(network);
-    if let Some(tls) = &options.tls {
-        mqtt.set_transport(tls.transport());
+/// The version for the next try, after one that did not get as far as a connection.
+///
+/// The client does not read the answer of a broker without MQTT 5, so that is asked for once more:
+/// this thread has nothing else to do meanwhile.
+fn after(options: &SamplerOptions, protocol: Protocol, broken: &Broken) -> Protocol {
+    let is_refusal = matches!(broken, Broken::Garbled(_) | Broken::Other(_));
+    if options.mqtt != ProtocolChoice::Auto || protocol == Protocol::V311 || !is_refusal {
+        return options.mqtt.first();
     }
-    if let Some(login) = &options.credentials {
-        mqtt.set_credentials(&login.user, &login.password);
-    }
-    mqtt
+    let login = options.credentials.as_ref();
+    let timeout = Duration::from_secs(CONNECT_TIMEOUT_S);
+    let (address, id, tls) = (options.address, &options.client_id, options.tls.as_ref());
+    connack::probe(address, id, login, tls, options.mqtt, timeout)
+        .map_or(Protocol::V5, |connack| connack.protocol)
 }
 
 /// One connection, until it fails.
 async fn session(
     options: &SamplerOptions,
+    protocol: Protocol,
     shared: &Mutex<Shared>,
-    client: &AsyncClient,
-    events: &mut EventLoop,
-) -> ConnectionError {
+    client: &Client,
+    events: &mut Events,
+) -> Broken {
     let topic = format!("brokertuner/probe/{:016x}", random());
-    let filters = [Filter::new(SYS_FILTER, QoS::AtMostOnce), Filter::new(&topic, QoS::AtLeastOnce)];
-    if client.try_subscribe_many(filters).is_err() {
-        return ConnectionError::RequestsDone;
+    let probe = Probe { shared, client, topic: &topic };
+    if !client.subscribe(&topic) {
+        return Broken::Other("it takes no subscription".into());
     }
-    let receiving = receive(shared, events, &topic);
+    let receiving = receive(&probe, protocol, events);
     let Some(interval) = options.probe_interval else { return receiving.await };
     tokio::select! {
-        error = receiving => error,
-        () = send_probes(shared, client, &topic, interval) => ConnectionError::RequestsDone,
+        broken = receiving => broken,
+        () = probe.begin_rounds(interval) => Broken::Other("the probe ended".into()),
     }
 }
 
-async fn receive(shared: &Mutex<Shared>, events: &mut EventLoop, topic: &str) -> ConnectionError {
+async fn receive(probe: &Probe<'_>, protocol: Protocol, events: &mut Events) -> Broken {
+    let shared = probe.shared;
     loop {
-        let packet = match events.poll().await {
-            Ok(Event::Incoming(packet)) => packet,
-            Ok(Event::Outgoing(_)) => continue,
-            Err(error) => return error,
-        };
-        match packet {
-            Packet::ConnAck(_) => {
+        match events.next().await {
+            Ok(Incoming::Connected) => {
                 let mut shared = lock(shared);
                 shared.link = Link::Up;
+                shared.protocol = Some(protocol);
                 shared.own.connections = 1;
             }
-            Packet::SubAck(ack) => {
-                let granted = |index: usize| {
-                    matches!(ack.return_codes.get(index), Some(SubscribeReasonCode::Success(_)))
-                };
+            Ok(Incoming::Subscribed(sys, probe)) => {
                 let mut shared = lock(shared);
-                shared.subscribed = Some(((shared.clock)(), granted(0), granted(1)));
+                shared.subscribed = Some(((shared.clock)(), sys, probe));
             }
-            Packet::Publish(publish) => take(&mut lock(shared), &publish, topic),
-            _ => {}
+            Ok(Incoming::Message(message)) => {
+                let is_first_back = take(&mut lock(shared), &message, probe.topic);
+                if is_first_back {
+                    probe.send(Round::Second);
+                }
+            }
+            Ok(Incoming::Other) => {}
+            Err(broken) => return broken,
         }
     }
 }
 
-fn take(shared: &mut Shared, publish: &Publish, probe_topic: &str) {
+/// Takes a message over; true where it is the first probe of a round, so that the second may go.
+fn take(shared: &mut Shared, message: &Message, probe_topic: &str) -> bool {
     let now = (shared.clock)();
     shared.own.publish_received = shared.own.publish_received.saturating_add(1);
-    if publish.topic == probe_topic.as_bytes() {
-        if publish.payload.len() == PAYLOAD_BYTES {
-            shared.probes.receive(&publish.payload, now);
-        }
-        return;
+    let Some(topic) = message.topic() else { return false };
+    if topic == probe_topic {
+        return shared.probes.receive(message.payload(), now);
     }
-    let Ok(topic) = std::str::from_utf8(&publish.topic) else { return };
     if topic.starts_with("$SYS/") {
         shared.is_flowing = true;
         if let Some(at) = shared.sys_topics.get_mut(topic) {
@@ -181,77 +185,80 @@ fn take(shared: &mut Shared, publish: &Publish, probe_topic: &str) {
     // A retained uptime is no pulse: the update that it belongs to is up to a period old, and rates
     // from it to the next one would be too high. The other retained values fill what stays
     // unchanged.
-    if publish.retain && topic == "$SYS/broker/uptime" {
-        return;
+    if message.is_retained() && topic == "$SYS/broker/uptime" {
+        return false;
     }
-    if let Err(error) = shared.tree.update(topic, &publish.payload, now) {
+    if let Err(error) = shared.tree.update(topic, message.payload(), now) {
         shared.malformed = shared.malformed.saturating_add(1);
         tracing::debug!(%error, "Unexpected $SYS payload.");
     }
+    false
 }
 
-async fn send_probes(
-    shared: &Mutex<Shared>,
-    client: &AsyncClient,
-    topic: &str,
-    interval: Duration,
-) {
-    // Half an interval apart: sent together, the second answer would wait for Nagle's algorithm.
-    let mut ticks = time::interval(interval / 2);
-    ticks.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
-    for (number, qos) in [(0, QoS::AtMostOnce), (1, QoS::AtLeastOnce)].into_iter().cycle() {
-        ticks.tick().await;
-        let payload = {
-            let mut shared = lock(shared);
+/// What sends probes: one by QoS 0, and by QoS 1 as soon as that is back.
+///
+/// Not together: the second answer would wait for Nagle's algorithm. Nor each by a timer of its
+/// own: that would wake the processor once more.
+struct Probe<'s> {
+    shared: &'s Mutex<Shared>,
+    client: &'s Client,
+    topic: &'s str,
+}
+
+impl Probe<'_> {
+    async fn begin_rounds(&self, interval: Duration) {
+        let mut ticks = time::interval(interval);
+        ticks.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            self.send(Round::Next);
+        }
+    }
+
+    fn send(&self, round: Round) {
+        let (qos, payload) = {
+            let mut shared = lock(self.shared);
             if !matches!(shared.subscribed, Some((_, _, true))) {
-                continue;
+                return;
             }
             shared.own.publish_sent = shared.own.publish_sent.saturating_add(1);
             let now = (shared.clock)();
-            shared.probes.send(number, now)
+            shared.probes.send(round, now)
         };
         // A full queue is a stalled connection: the probe stays out and shows as overdue.
-        let _ = client.try_publish(topic, qos, false, payload);
+        self.client.publish(self.topic, qos, payload);
     }
 }
 
-async fn farewell(client: &AsyncClient, events: &mut EventLoop) {
-    if client.try_disconnect().is_ok() {
-        let gone = async { while events.poll().await.is_ok() {} };
+async fn farewell(client: &Client, events: &mut Events) {
+    if client.disconnect() {
+        let gone = async { while events.next().await.is_ok() {} };
         let _ = time::timeout(FAREWELL, gone).await;
     }
 }
 
-/// The error in words that say what to do.
-fn explain(options: &SamplerOptions, error: &ConnectionError) -> String {
-    use ConnectReturnCode as Code;
+/// Why a connection ended, in words that say what to do.
+fn explain(options: &SamplerOptions, broken: &Broken) -> String {
     let address = options.address;
-    if let Some(what) = tls::remedy(error) {
-        return format!("the broker at {address}: {what}");
-    }
-    match error {
-        ConnectionError::ConnectionRefused(Code::BadUserNamePassword | Code::NotAuthorized) => {
-            format!(
-                "the broker at {address} refuses the login: set broker.user_file and broker.password_file to what it accepts"
-            )
+    match broken {
+        Broken::Tls(what) => format!("the broker at {address}: {what}"),
+        Broken::Login => format!(
+            "the broker at {address} refuses the login: set broker.user_file and broker.password_file to what it accepts"
+        ),
+        Broken::Refused(code) => format!("the broker at {address} refuses the connection: {code}"),
+        Broken::NobodyListens => format!(
+            "no broker listens on {address}: start it, or correct broker.host and broker.port"
+        ),
+        Broken::TimedOut => format!(
+            "{address} did not answer within {CONNECT_TIMEOUT_S} s: look at the broker there, or correct broker.host and broker.port"
+        ),
+        Broken::Ended(reason) => format!("the broker at {address} ended the connection: {reason}"),
+        Broken::Garbled(what) if options.mqtt == ProtocolChoice::V5 => format!(
+            "the broker at {address} does not speak MQTT 5 here ({what}): set broker.mqtt to \"auto\" or \"3.1.1\""
+        ),
+        Broken::Garbled(what) | Broken::Other(what) => {
+            format!("the connection to the broker at {address} broke: {what}")
         }
-        ConnectionError::ConnectionRefused(code) => {
-            format!("the broker at {address} refuses the connection: {code:?}")
-        }
-        ConnectionError::Io(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
-            format!(
-                "no broker listens on {address}: start it, or correct broker.host and broker.port"
-            )
-        }
-        ConnectionError::Timeout(_) => {
-            format!(
-                "{address} did not answer within {CONNECT_TIMEOUT_S} s: look at the broker there, or correct broker.host and broker.port"
-            )
-        }
-        ConnectionError::MqttState(StateError::ServerDisconnect { reason_code, .. }) => {
-            format!("the broker at {address} ended the connection: {reason_code:?}")
-        }
-        error => format!("the connection to the broker at {address} broke: {error}"),
     }
 }
 

@@ -3,9 +3,11 @@
 //! The connection lives in a thread of its own and stays subscribed: Mosquitto publishes only what
 //! changed, and 2.0.11 forgets values after 60 s. Silence therefore means "unchanged".
 
+mod latency;
 mod link;
 mod probe;
 mod process;
+mod wire;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -17,10 +19,12 @@ use brokertuner_core::sample::{OwnTraffic, Sample, SysTree, Version};
 use brokertuner_core::{Duration, Instant};
 use tokio::sync::watch;
 
+pub use latency::Latency;
 pub use link::Link;
 pub use process::read as read_process;
 
 use crate::connack::Credentials;
+use crate::mqtt::{Protocol, ProtocolChoice};
 use crate::pid::{PidError, PidFinder, ProcessId};
 use crate::tls::Tls;
 use probe::Probes;
@@ -43,6 +47,8 @@ pub struct SamplerOptions {
     pub credentials: Option<Credentials>,
     /// How to connect by TLS; `None`: plainly.
     pub tls: Option<Tls>,
+    /// Which version of MQTT to speak.
+    pub mqtt: ProtocolChoice,
     /// How often a pair of probes goes through the broker; `None`: never.
     pub probe_interval: Option<StdDuration>,
     /// The clock that stamps every update.
@@ -90,6 +96,8 @@ struct Shared {
     tree: SysTree,
     own: OwnTraffic,
     link: Link,
+    /// The version that is spoken, or was last.
+    protocol: Option<Protocol>,
     /// When the subscription was granted, and whether for `$SYS` and for the probe's topic.
     subscribed: Option<(Instant, bool, bool)>,
     /// Anything of `$SYS` came on this connection.
@@ -126,6 +134,7 @@ pub struct Sampler {
     stop: watch::Sender<bool>,
     finder: PidFinder,
     process: Option<ProcessId>,
+    hidden: Option<String>,
     clock: Clock,
 }
 
@@ -141,6 +150,7 @@ impl Sampler {
             tree: SysTree::default(),
             own: OwnTraffic::default(),
             link: Link::Connecting,
+            protocol: None,
             subscribed: None,
             is_flowing: false,
             sys_topics: BTreeMap::new(),
@@ -152,7 +162,7 @@ impl Sampler {
         thread::Builder::new()
             .name("sampler".into())
             .spawn(move || link::run(&options, &theirs, stopped))?;
-        Ok(Self { shared, stop, finder, process: None, clock })
+        Ok(Self { shared, stop, finder, process: None, hidden: None, clock })
     }
 
     /// What is known now; never waits for the broker.
@@ -179,13 +189,32 @@ impl Sampler {
             None => self.finder.find(),
         };
         self.process = found.as_ref().ok().copied();
+        self.hidden = found.as_ref().err().filter(|e| e.is_hidden()).map(ToString::to_string);
         found
+    }
+
+    /// The broker's process as of the last sample.
+    #[must_use]
+    pub fn process(&self) -> Option<ProcessId> {
+        self.process
+    }
+
+    /// Why the process of a broker that serves is not known, as of the last sample.
+    #[must_use]
+    pub fn hidden(&self) -> Option<&str> {
+        self.hidden.as_deref()
     }
 
     /// The state of the connection.
     #[must_use]
     pub fn link(&self) -> Link {
         lock(&self.shared).link.clone()
+    }
+
+    /// The version of MQTT that is spoken, or was last; `None` before the first connection.
+    #[must_use]
+    pub fn protocol(&self) -> Option<Protocol> {
+        lock(&self.shared).protocol
     }
 
     /// The broker's version, once it was published.
@@ -201,6 +230,12 @@ impl Sampler {
         let expires = shared.tree.version().is_none_or(|version| version < Version(2, 0, 16));
         let is_there = |&&at: &&Instant| !expires || now.saturating_duration_since(at) < SYS_EXPIRY;
         shared.sys_topics.values().filter(is_there).count() as u64
+    }
+
+    /// How the probe's round trips by QoS 0 and 1 were spread over the last minutes.
+    #[must_use]
+    pub fn latencies(&self) -> [Option<Latency>; 2] {
+        lock(&self.shared).probes.latencies()
     }
 
     /// Payloads under `$SYS` that were not numbers, since the start.

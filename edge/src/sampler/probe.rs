@@ -4,6 +4,8 @@
 use brokertuner_core::sample::ProbeSample;
 use brokertuner_core::{Duration, Instant};
 
+use super::latency::{Latencies, Latency};
+
 /// Probes that are waited for; older ones are given up.
 const OUTSTANDING_MAX: usize = 32;
 /// A probe still out counts as slow after this; before, it is just young.
@@ -11,7 +13,18 @@ const OVERDUE: Duration = Duration::from_secs(1);
 /// A probe still out after this is lost: QoS 0 may be.
 const LOST: Duration = Duration::from_secs(30);
 /// Payload: number (8 bytes, little endian), then the QoS.
-pub(super) const PAYLOAD_BYTES: usize = 9;
+#[cfg(test)]
+const PAYLOAD_BYTES: usize = 9;
+
+/// Which probe is due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Round {
+    /// By the timer: the first of a round, or the second that still waits for the first to come
+    /// back.
+    Next,
+    /// The first is back.
+    Second,
+}
 
 /// One probe under way.
 #[derive(Debug, Clone, Copy)]
@@ -27,34 +40,43 @@ pub(super) struct Probes {
     next: u64,
     outstanding: Vec<Outstanding>,
     worst: [Option<Duration>; 2],
+    /// The first of the present round is out, and the second has not gone.
+    is_second_due: bool,
+    latencies: Latencies,
     /// Whether one of that QoS ever came back. An ACL that swallows them looks like a stall, and
     /// is none.
     answered: [bool; 2],
 }
 
 impl Probes {
-    /// The payload of a new probe of `qos` (0 or 1), sent now.
-    pub(super) fn send(&mut self, qos: u8, now: Instant) -> Vec<u8> {
+    /// QoS and payload of a new probe, sent now. A round is one of QoS 0, then one of QoS 1.
+    pub(super) fn send(&mut self, round: Round, now: Instant) -> (u8, Vec<u8>) {
+        let qos = u8::from(self.is_second_due || round == Round::Second);
+        self.is_second_due = qos == 0;
         let number = self.next;
         self.next = self.next.wrapping_add(1);
         if self.outstanding.len() >= OUTSTANDING_MAX {
             self.outstanding.remove(0);
         }
-        self.outstanding.push(Outstanding { number, qos: qos.min(1), sent: now });
+        self.outstanding.push(Outstanding { number, qos, sent: now });
         let mut payload = number.to_le_bytes().to_vec();
         payload.push(qos);
-        payload
+        (qos, payload)
     }
 
-    /// A probe came back; strangers' messages on the topic are ignored.
-    pub(super) fn receive(&mut self, payload: &[u8], now: Instant) {
-        let Some((number, &[qos])) = payload.split_first_chunk() else { return };
+    /// A probe came back; strangers' messages on the topic are ignored. True where it is the first
+    /// of its round, and the second has not gone.
+    pub(super) fn receive(&mut self, payload: &[u8], now: Instant) -> bool {
+        let Some((number, &[qos])) = payload.split_first_chunk() else { return false };
         let number = u64::from_le_bytes(*number);
         let at = self.outstanding.iter().position(|p| p.number == number && p.qos == qos);
-        let Some(at) = at else { return };
+        let Some(at) = at else { return false };
         let probe = self.outstanding.remove(at);
         self.answered[usize::from(probe.qos)] = true;
-        self.note(probe.qos, now.saturating_duration_since(probe.sent));
+        let latency = now.saturating_duration_since(probe.sent);
+        self.note(probe.qos, latency);
+        self.latencies.note(probe.qos, latency, now);
+        probe.qos == 0 && std::mem::take(&mut self.is_second_due)
     }
 
     fn note(&mut self, qos: u8, latency: Duration) {
@@ -65,7 +87,14 @@ impl Probes {
     /// The worst since the last call; an overdue probe counts with its age so far, where its like
     /// has come back before.
     pub(super) fn take(&mut self, now: Instant) -> ProbeSample {
-        self.outstanding.retain(|p| now.saturating_duration_since(p.sent) < LOST);
+        let (answered, latencies) = (self.answered, &mut self.latencies);
+        self.outstanding.retain(|probe| {
+            let is_young = now.saturating_duration_since(probe.sent) < LOST;
+            if !is_young && answered[usize::from(probe.qos)] {
+                latencies.note(probe.qos, LOST, now);
+            }
+            is_young
+        });
         for index in 0..self.outstanding.len() {
             let Outstanding { qos, sent, .. } = self.outstanding[index];
             let age = now.saturating_duration_since(sent);
@@ -78,9 +107,15 @@ impl Probes {
         ProbeSample { latency_us_qos0: qos0.map(latency_us), latency_us_qos1: qos1.map(latency_us) }
     }
 
+    /// The round trips of the last minutes by QoS 0 and 1.
+    pub(super) fn latencies(&self) -> [Option<Latency>; 2] {
+        [self.latencies.of(0), self.latencies.of(1)]
+    }
+
     /// The connection is gone, and what was under way with it.
     pub(super) fn clear(&mut self) {
         self.outstanding.clear();
+        self.is_second_due = false;
     }
 }
 
@@ -92,11 +127,35 @@ mod tests {
         Instant::from_millis(ms)
     }
 
+    /// A round whose second probe goes at `ms` as well, with the payloads of both.
+    fn round(probes: &mut Probes, ms: u64) -> [Vec<u8>; 2] {
+        [Round::Next, Round::Second].map(|round| {
+            probes.is_second_due &= round == Round::Second;
+            probes.send(round, at(ms)).1
+        })
+    }
+
+    #[test]
+    fn the_second_of_a_round_follows_the_first_or_the_timer() {
+        let mut probes = Probes::default();
+        let (qos, first) = probes.send(Round::Next, at(0));
+        assert_eq!(qos, 0);
+        assert!(probes.receive(&first, at(1)), "the second may go");
+        let (qos, second) = probes.send(Round::Second, at(1));
+        assert_eq!(qos, 1);
+        assert!(!probes.receive(&second, at(2)));
+        let (qos, lost) = probes.send(Round::Next, at(100));
+        assert_eq!(qos, 0, "a new round");
+        assert_eq!(probes.send(Round::Next, at(200)).0, 1, "the first may have been dropped");
+        assert!(!probes.receive(&lost, at(201)), "the second has gone already");
+        assert_eq!(probes.send(Round::Next, at(300)).0, 0);
+    }
+
     #[test]
     fn the_worst_round_trip_since_the_last_look() {
         let mut probes = Probes::default();
-        let (a, b) = (probes.send(0, at(0)), probes.send(1, at(0)));
-        let c = probes.send(0, at(100));
+        let [a, b] = round(&mut probes, 0);
+        let (_, c) = probes.send(Round::Next, at(100));
         probes.receive(&a, at(7));
         probes.receive(&b, at(3));
         probes.receive(&c, at(102));
@@ -108,13 +167,17 @@ mod tests {
     #[test]
     fn a_stall_shows_while_it_lasts_and_a_lost_probe_is_given_up() {
         let mut probes = Probes::default();
-        let soon = probes.send(0, at(0));
+        let [soon, second] = round(&mut probes, 0);
         probes.receive(&soon, at(0));
+        probes.receive(&second, at(0));
         assert_eq!(probes.take(at(0)).latency_us_qos0, Some(0));
-        let late = probes.send(0, at(0));
+        let (_, late) = probes.send(Round::Next, at(0));
         assert_eq!(probes.take(at(900)).latency_us_qos0, None);
         assert_eq!(probes.take(at(5000)).latency_us_qos0, Some(5_000_000));
         assert_eq!(probes.take(at(31_000)).latency_us_qos0, None);
+        let [of_qos0, of_qos1] = probes.latencies().map(Option::unwrap);
+        assert_eq!((of_qos0.count, of_qos1.count), (2, 1), "one of them is the lost one");
+        assert!(of_qos0.us_max >= 29_000_000, "{of_qos0}");
         probes.receive(&late, at(32_000));
         assert_eq!(probes.take(at(33_000)).latency_us_qos0, None);
     }
@@ -122,7 +185,7 @@ mod tests {
     #[test]
     fn what_never_comes_back_is_no_latency() {
         let mut probes = Probes::default();
-        let both = [0, 1].map(|qos| probes.send(qos, at(0)));
+        let both = round(&mut probes, 0);
         assert_eq!(probes.take(at(5000)), ProbeSample::default());
         probes.receive(&both[1], at(6000));
         let seen = probes.take(at(7000));
@@ -132,8 +195,8 @@ mod tests {
     #[test]
     fn strangers_and_repeats_count_for_nothing() {
         let mut probes = Probes::default();
-        let ours = probes.send(1, at(0));
-        for payload in [&b""[..], b"x", &[0; 8], &[0; PAYLOAD_BYTES], &[255; 4096]] {
+        let [_, ours] = round(&mut probes, 0);
+        for payload in [&b""[..], b"x", &[0; 8], &[7; PAYLOAD_BYTES], &[255; 4096]] {
             probes.receive(payload, at(1));
         }
         assert_eq!(probes.take(at(2)), ProbeSample::default());
@@ -146,7 +209,7 @@ mod tests {
     fn what_is_waited_for_is_bounded() {
         let mut probes = Probes::default();
         for number in 0..1000 {
-            probes.send(0, at(number));
+            probes.send(Round::Next, at(number));
         }
         assert_eq!(probes.outstanding.len(), OUTSTANDING_MAX);
     }

@@ -3,13 +3,16 @@
 use std::fs;
 use std::time::Duration;
 
+use brokertuner_core::controller::HoldReason;
 use brokertuner_core::envelope::Envelope;
 use brokertuner_core::features::View;
 use brokertuner_core::{Knob, Settings};
 use brokertuner_edge::agent::{Agent, Mode, Tick, Verdict};
+use brokertuner_edge::apply::unix_s;
 use brokertuner_edge::config::Config;
 use brokertuner_edge::control::Broker as _;
 use brokertuner_edge::site::{Environment, Site};
+use brokertuner_edge::state::{self, State};
 
 use super::broker::{Broker, eventually};
 
@@ -78,6 +81,22 @@ fn a_broker_that_dies_of_a_change_gets_the_old_settings_back() {
     assert_eq!(applied.ready.connack.receive_maximum, Some(20));
     assert_eq!(agent.controller().failures(), 1);
     assert_eq!(agent.applier().state().failures, 1, "remembered across a restart of the agent");
+}
+
+/// The wall clock is set back an hour, and the agent started again: its restarts lie in the future.
+#[test]
+fn a_clock_that_is_set_back_frees_no_restart() {
+    let broker = Broker::start("");
+    let hour_ahead = unix_s() + 3600;
+    let state = State { restarts_unix_s: vec![hour_ahead], ..State::default() };
+    fs::create_dir(broker.path("state")).unwrap();
+    fs::write(broker.path("state/edge.state"), state::encode(&state)).unwrap();
+    let rules = "[decide]\ndwell_s = 0\nverify_window_s = 1\nrestarts_per_hour_max = 1\n";
+    let mut agent = Agent::start(site(&broker, rules), Box::new(policy)).unwrap();
+    let is_spent = |tick: &Tick| matches!(tick.verdict, Verdict::Hold(HoldReason::RestartBudget));
+    let tick = until(&mut agent, "the spent budget", is_spent);
+    assert_eq!(agent.controller().restarts_in_hour(tick.at), 1);
+    assert!(!broker.drop_in().exists());
 }
 
 /// Killed in the verify window, the next agent goes on watching, and undoes what turns out bad.

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use brokertuner_edge::apply::{Applier, Paths};
 use brokertuner_edge::control::{Broker as _, LiveBroker, Method};
 use brokertuner_edge::fs::RealFiles;
+use brokertuner_edge::mqtt::ProtocolChoice;
 use brokertuner_edge::pid::PidFinder;
 use brokertuner_edge::ready;
 use tempfile::TempDir;
@@ -171,6 +172,7 @@ impl Broker {
             client_id: "test".into(),
             credentials: None,
             tls: None,
+            mqtt: ProtocolChoice::default(),
             finder: PidFinder::pid_file(&self.path("mosquitto.pid"), self.address),
             reload: Method::Signal,
             restart: Method::Command(self.restart_command()),

@@ -12,6 +12,7 @@ use brokertuner_core::{Knob, render};
 use brokertuner_edge::apply::{Applier, Paths};
 use brokertuner_edge::control::{Broker as _, LiveBroker, Method};
 use brokertuner_edge::fs::RealFiles;
+use brokertuner_edge::mqtt::ProtocolChoice;
 use brokertuner_edge::pid::PidFinder;
 use brokertuner_edge::ready;
 use brokertuner_edge::state::How;
@@ -73,6 +74,7 @@ fn applies_for_ever() {
         client_id: "victim".into(),
         credentials: None,
         tls: None,
+        mqtt: ProtocolChoice::default(),
         finder: PidFinder::pid_file(&pid_file, address),
         reload: Method::Signal,
         restart: Method::Command(vec!["/bin/sh".into(), "-c".into(), kill]),

@@ -11,26 +11,32 @@ use brokertuner_core::{Knob, Settings};
 
 /// Writes a model whose action is that of `values`.
 pub(crate) fn write(path: &Path, values: &[(Knob, u64)]) {
+    write_wide(path, values, 1);
+}
+
+/// The same with `hidden` neurons in each hidden layer: more work for the same answer.
+pub(crate) fn write_wide(path: &Path, values: &[(Knob, u64)], hidden: usize) {
     let mut settings = Settings::UNWRITTEN;
     for &(knob, value) in values {
         settings.set(knob, value).unwrap();
     }
-    std::fs::write(path, bytes(&settings.encode(&SiteValues::default()))).unwrap();
+    std::fs::write(path, bytes(&settings.encode(&SiteValues::default()), hidden)).unwrap();
 }
 
-fn bytes(action: &Action) -> Vec<u8> {
+fn bytes(action: &Action, hidden: usize) -> Vec<u8> {
     let inputs = Schema::Edge.len();
     let ones = |count: usize| 1i32.to_le_bytes().repeat(count);
-    let zeros = vec![0; inputs * KNOB_COUNT * 8];
+    let zeros = vec![0; inputs.max(hidden) * hidden.max(KNOB_COUNT) * 8];
     let bias: Vec<u8> = action.iter().flat_map(|&raw| bias(raw).to_le_bytes()).collect();
-    let (one, eleven, shift) = (ones(1), ones(KNOB_COUNT), [1; KNOB_COUNT]);
+    let (multiplier, shift) = (ones(hidden.max(KNOB_COUNT)), vec![1; hidden.max(KNOB_COUNT)]);
     let layer = |inputs: usize, outputs: usize| LayerParts {
         weights: &zeros[..inputs * outputs],
         bias: &zeros[..outputs * 4],
-        multiplier: &one,
+        multiplier: &multiplier[..outputs * 4],
         shift: &shift[..outputs],
     };
-    let last = LayerParts { bias: &bias, multiplier: &eleven, ..layer(1, KNOB_COUNT) };
+    let last = LayerParts { bias: &bias, ..layer(hidden, KNOB_COUNT) };
+    let width = u16::try_from(hidden).unwrap();
     let flat = &zeros[..inputs * 4];
     let parts = ModelParts {
         counter: 0,
@@ -39,9 +45,9 @@ fn bytes(action: &Action) -> Vec<u8> {
         schema_id: Schema::Edge.id(),
         schema_fingerprint: Schema::Edge.fingerprint(),
         step_ms: 5000,
-        shape: [u16::try_from(inputs).unwrap(), 1, 1, 11],
+        shape: [u16::try_from(inputs).unwrap(), width, width, 11],
         input: InputParts { mean: flat, inv_std: flat, observed_min: flat, observed_max: flat },
-        layers: [layer(inputs, 1), layer(1, 1), last],
+        layers: [layer(inputs, hidden), layer(hidden, hidden), last],
         bounds: BoundsParts {
             min: &zeros[..KNOB_COUNT * 8],
             max: &zeros[..KNOB_COUNT * 8],

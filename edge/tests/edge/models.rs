@@ -188,7 +188,8 @@ fn a_model_is_replaced_while_the_agent_runs_and_a_bad_one_is_not() {
     put(&file, &model_bytes(&WIDE, 2, Some(&key)));
     let report = agent.until("the second's", |report| written_interval(report) > 1000);
     let model = report.model.unwrap();
-    assert_eq!((model.counter, model.refused), (2, None));
+    assert_eq!((model.counter, &model.refused), (2, &None));
+    assert!(model.replaced_unix_s.is_some(), "{model:?}");
     assert!(agent.said().contains("A new model is in use."), "{}", agent.said());
 
     put(&file, &model_bytes(&NARROW, 1, Some(&key)));
@@ -203,6 +204,12 @@ fn a_model_is_replaced_while_the_agent_runs_and_a_bad_one_is_not() {
         (agent.said().matches("The new model was refused").count() >= 3).then_some(())
     });
     agent.stop();
+    let (_, told, _) = on(&config, &["explain"]);
+    let replaced = "another model is in use: ";
+    let of_both =
+        |line: &str| line.contains("counter 2, signed by ") && line.contains("counter 1,");
+    assert!(told.lines().any(|line| line.contains(replaced) && of_both(line)), "{told}");
+    assert_eq!(told.matches("a new model was refused: ").count(), 3, "{told}");
 
     // The accepted one was kept: the agent starts with it, and says so.
     let mut agent = Agent::start(&broker, &config);

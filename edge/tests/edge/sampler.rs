@@ -7,16 +7,22 @@ use brokertuner_core::Instant;
 use brokertuner_core::sample::{Meter, Sys};
 use brokertuner_edge::connack::Credentials;
 use brokertuner_edge::control::Broker as _;
+use brokertuner_edge::mqtt::ProtocolChoice;
 use brokertuner_edge::sampler::{Link, Sampler, SamplerOptions, SysStatus};
 
 use super::broker::{Broker, eventually};
 
 fn sampler(broker: &Broker, credentials: Option<Credentials>) -> Sampler {
+    sampler_by(broker, credentials, ProtocolChoice::Auto)
+}
+
+fn sampler_by(broker: &Broker, credentials: Option<Credentials>, mqtt: ProtocolChoice) -> Sampler {
     let options = SamplerOptions {
         address: broker.address,
         client_id: "sampler".into(),
         credentials,
         tls: None,
+        mqtt,
         probe_interval: Some(Duration::from_millis(250)),
         clock: Instant::now,
     };
@@ -25,18 +31,26 @@ fn sampler(broker: &Broker, credentials: Option<Credentials>) -> Sampler {
 
 #[test]
 fn rates_gauges_process_and_probe_come_from_a_live_broker() {
+    for mqtt in [ProtocolChoice::Auto, ProtocolChoice::V311] {
+        look_at_all(mqtt);
+    }
+}
+
+fn look_at_all(mqtt: ProtocolChoice) {
     let broker = Broker::start("");
-    let mut sampler = sampler(&broker, None);
+    let mut sampler = sampler_by(&broker, None, mqtt);
     let mut meter = Meter::default();
     let metrics = eventually("two updates, a process and both probes", || {
         let sample = sampler.sample();
         let metrics = meter.measure(&sample);
         let is_whole = metrics.publish_sent_per_s.is_some() && metrics.cpu_share.is_some();
-        let is_probed = sample.probe.latency_us_qos0.is_some();
+        let probe = sample.probe;
+        let is_probed = probe.latency_us_qos0.is_some() && probe.latency_us_qos1.is_some();
         (is_whole && is_probed).then_some((metrics, sample))
     });
     let (metrics, sample) = metrics;
     assert_eq!(sampler.link(), Link::Up);
+    assert_eq!(sampler.protocol(), Some(mqtt.first()));
     assert_eq!(sampler.sys_status(), SysStatus::Flowing);
     assert_eq!(sampler.is_probe_allowed(), Some(true));
     assert_eq!(metrics.clients_others, Some(0.0), "its own connection is left out");
@@ -65,11 +79,15 @@ fn it_comes_back_after_a_restart() {
 
 #[test]
 fn silence_is_said_with_its_two_possible_causes() {
-    for extra in ["sys_interval 0\n", "acl_file ACL\n"] {
+    for (extra, mqtt) in [
+        ("sys_interval 0\n", ProtocolChoice::Auto),
+        ("acl_file ACL\n", ProtocolChoice::Auto),
+        ("acl_file ACL\n", ProtocolChoice::V311),
+    ] {
         let acl = tempfile::NamedTempFile::new().unwrap();
         fs::write(acl.path(), "topic readwrite brokertuner/#\n").unwrap();
         let broker = Broker::start(&extra.replace("ACL", acl.path().to_str().unwrap()));
-        let sampler = sampler(&broker, None);
+        let sampler = sampler_by(&broker, None, mqtt);
         eventually("the silence to be noticed", || {
             (sampler.sys_status() == SysStatus::Silent).then_some(())
         });
@@ -122,6 +140,7 @@ fn no_broker_is_said_in_those_words() {
         client_id: "sampler".into(),
         credentials: None,
         tls: None,
+        mqtt: ProtocolChoice::Auto,
         probe_interval: None,
         clock: Instant::now,
     };

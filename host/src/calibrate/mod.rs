@@ -249,6 +249,7 @@ impl Bench {
                 probe_interval: Some(PROBE_PERIOD),
                 clock: brokertuner_core::Instant::now,
                 tls: None,
+                mqtt: brokertuner_edge::mqtt::ProtocolChoice::default(),
             },
             PidFinder::pid_file(broker.pid_path(), broker.addr()),
         )?;

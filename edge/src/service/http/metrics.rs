@@ -7,6 +7,7 @@ use brokertuner_core::sample::Metrics;
 
 use crate::agent::{OptionReport, Report};
 use crate::model::ModelReport;
+use crate::sampler::Latency;
 
 /// A figure of the broker: name without its prefix, help, factor to the base unit, where it is.
 type Figure = (&'static str, &'static str, f64, fn(&Metrics) -> Option<f32>);
@@ -112,6 +113,12 @@ pub(super) fn text(report: &Report) -> String {
         &KINDS,
         &report.verdict.kind,
     );
+    out.single(
+        "broker_process_hidden",
+        "gauge",
+        "1 while the broker serves and its process is not known: nothing is changed then.",
+        flag(report.broker.hidden.is_some()),
+    );
     model(&mut out, report.model.as_ref());
     settings(&mut out, &report.options);
     for (name, help, factor, of) in FIGURES {
@@ -120,7 +127,24 @@ pub(super) fn text(report: &Report) -> String {
             out.single(&name, "gauge", help, f64::from(value) * factor);
         }
     }
+    probe(&mut out, [("0", report.probe_qos0), ("1", report.probe_qos1)]);
     out.0
+}
+
+fn probe(out: &mut Families, latencies: [(&str, Option<Latency>); 2]) {
+    out.family(
+        "broker_probe_latency_seconds",
+        "gauge",
+        "Round trips of the probe over the last five to ten minutes; quantile 1 is the slowest.",
+    );
+    for (qos, latency) in latencies {
+        let Some(latency) = latency else { continue };
+        let quantiles = [("0.5", latency.us_p50), ("0.99", latency.us_p99), ("1", latency.us_max)];
+        for (quantile, us) in quantiles {
+            let labels = [("qos", qos), ("quantile", quantile)];
+            out.sample("broker_probe_latency_seconds", &labels, unsigned(us) * US);
+        }
+    }
 }
 
 fn model(out: &mut Families, model: Option<&ModelReport>) {
@@ -133,6 +157,10 @@ fn model(out: &mut Families, model: Option<&ModelReport>) {
         "1 while the configured model file is refused and another is in use.",
         flag(model.refused.is_some()),
     );
+    if let Some(at) = model.replaced_unix_s {
+        let help = "Unix time at which the model in use replaced another.";
+        out.single("model_replaced_timestamp_seconds", "gauge", help, unsigned(at));
+    }
 }
 
 fn settings(out: &mut Families, options: &[OptionReport]) {

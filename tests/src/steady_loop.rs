@@ -1,0 +1,158 @@
+//! What the steady loop costs, for `tests/lightness.rs`: `steady-loop CONFIG MODEL`.
+//!
+//! Runs the agent of that configuration until it holds, and prints one JSON object: time of an
+//! inference and of a decision, and heap allocations of a decision and of a whole tick. Every
+//! allocation of the deciding thread is counted by the allocator itself.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::error::Error;
+use std::hint::black_box;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use brokertuner_core::KNOB_COUNT;
+use brokertuner_core::controller::{HoldReason, Rules};
+use brokertuner_core::features::Schema;
+use brokertuner_core::model::Model;
+use brokertuner_core::replay::Replay;
+use brokertuner_core::trace::{Head, Record};
+use brokertuner_edge::agent::{Agent, Mode, Verdict};
+use brokertuner_edge::config::Config;
+use brokertuner_edge::model::ModelSource;
+use brokertuner_edge::site::{Environment, Site};
+use serde_json::json;
+
+/// Ticks, decisions and inferences that are measured.
+const TICKS: u32 = 50;
+const DECISIONS: u32 = 10_000;
+const INFERENCES: u32 = 100_000;
+/// Two updates of `$SYS`, and some.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+thread_local! {
+    /// Allocations of this thread, and bytes that it has taken and not given back.
+    static HEAP: Cell<(u64, i64)> = const { Cell::new((0, 0)) };
+}
+
+/// The system's allocator, counting.
+struct Counting;
+
+fn count(calls: u64, bytes: i64) {
+    // A thread that is ending has no counter any more.
+    let _ = HEAP.try_with(|heap| {
+        let (all, live) = heap.get();
+        heap.set((all + calls, live + bytes));
+    });
+}
+
+fn signed(bytes: usize) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+// SAFETY: each call goes to the system's allocator with its arguments unchanged; counting touches
+// only a thread-local cell without a destructor, which allocates nothing.
+#[allow(unsafe_code, reason = "an allocator can't be written without")]
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(1, signed(layout.size()));
+        // SAFETY: the caller's promise about `layout` is handed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        count(0, -signed(layout.size()));
+        // SAFETY: the caller's promise about both is handed on.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count(1, signed(size) - signed(layout.size()));
+        // SAFETY: the caller's promise about all three is handed on.
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Allocations and growth of `run`, per call of `times`.
+fn heap_of(times: u32, mut run: impl FnMut()) -> (f64, f64) {
+    let (calls, live) = HEAP.get();
+    (0..times).for_each(|_| run());
+    let (calls_after, live_after) = HEAP.get();
+    let per = |total: f64| total / f64::from(times);
+    (per((calls_after - calls) as f64), per((live_after - live) as f64))
+}
+
+/// Nanoseconds of `run`: the median of ten rounds.
+fn time_of(times: u32, mut run: impl FnMut()) -> f64 {
+    let mut rounds = [0.0; 10];
+    for round in &mut rounds {
+        let began = Instant::now();
+        (0..times / 10).for_each(|_| run());
+        *round = began.elapsed().as_nanos() as f64 / f64::from(times / 10);
+    }
+    rounds.sort_by(f64::total_cmp);
+    rounds[5]
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let mut arguments = std::env::args_os().skip(1);
+    let config = arguments.next().ok_or("usage: steady-loop CONFIG MODEL")?;
+    let model = std::fs::read(arguments.next().ok_or("the model is missing")?)?;
+    let config = Config::load(Path::new(&config))?;
+    let site = Site::look(&config, &Environment::default())?;
+    let head = Head {
+        interval_ms: u32::try_from(site.interval.as_millis())?,
+        targets: site.targets,
+        envelope: site.envelope,
+    };
+    let policy = ModelSource::of(&config)?.open()?;
+    let mut agent = Agent::start(site, Box::new(policy))?;
+    let record = steady(&mut agent)?;
+    let (tick_allocations, tick_grown_bytes) = heap_of(TICKS, || {
+        black_box(agent.tick(Mode::Act));
+    });
+
+    let model = Model::read(&model)?;
+    let mut replay = Replay::new(model, head, Rules::default());
+    let mut decide = || drop(black_box(replay.step(black_box(&record))));
+    decide();
+    let (decision_allocations, _) = heap_of(DECISIONS, &mut decide);
+    let decision_ns = time_of(DECISIONS, &mut decide);
+
+    let features = [0.5; Schema::Edge.len()];
+    let mut action = [0; KNOB_COUNT];
+    let infer_ns = time_of(INFERENCES, || {
+        let _ = model.infer(black_box(&features), &mut action);
+        black_box(&action);
+    });
+    println!(
+        "{}",
+        json!({
+            "infer_ns": infer_ns,
+            "decision_ns": decision_ns,
+            "decision_allocations": decision_allocations,
+            "tick_allocations": tick_allocations,
+            "tick_grown_bytes": tick_grown_bytes,
+        })
+    );
+    Ok(())
+}
+
+/// Ticks until there is nothing to change, and returns what the last decision rests on.
+fn steady(agent: &mut Agent) -> Result<Record, Box<dyn Error>> {
+    let began = Instant::now();
+    loop {
+        let tick = agent.tick(Mode::Act);
+        if matches!(tick.verdict, Verdict::Hold(HoldReason::Satisfied)) {
+            return Ok(tick.record);
+        }
+        if began.elapsed() > PATIENCE {
+            return Err(format!("no steady state: {:?}", tick.verdict).into());
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+}
