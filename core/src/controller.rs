@@ -386,6 +386,12 @@ impl Controller {
         self.watch.map(|watch| watch.apply)
     }
 
+    /// What that change would be taken back to, and how the broker did before it.
+    #[must_use]
+    pub fn before_watched(&self) -> Option<(Settings, Health)> {
+        self.watch.map(|watch| (watch.last_good, watch.before))
+    }
+
     /// Decides. Call once per decision interval, and carry the decision out before the next call.
     ///
     /// `now` must not run backwards; where it does, windows last longer, never shorter.
@@ -406,6 +412,7 @@ impl Controller {
         if self.wait_until.is_some_and(|until| now < until) {
             return Decision::Hold(HoldReason::BackingOff);
         }
+        self.drop_idle_request(inputs);
         let reason = match self.requested_part(now, inputs) {
             Some(Err(reason)) => Err(reason),
             Some(Ok(settings)) => Ok(settings),
@@ -441,9 +448,11 @@ impl Controller {
             return;
         }
         // A restart may follow a reload that has not stood its verification yet: what was good
-        // before the first of them is what to fall back to.
-        let (last_good, health) =
-            self.watch.map_or((self.written, health), |watch| (watch.last_good, watch.before));
+        // before the first of them is what to fall back to. A reload after a restart (a person asked
+        // for it) does not end the wait for the clients.
+        let (last_good, health) = self.before_watched().unwrap_or((self.written, health));
+        let is_restart = apply == Apply::Restart || self.watched() == Some(Apply::Restart);
+        let watched = if is_restart { Apply::Restart } else { Apply::Reload };
         self.written = settings;
         self.effective = match apply {
             Apply::Restart => settings,
@@ -453,14 +462,18 @@ impl Controller {
             self.fail(now);
             None
         } else {
-            Some(Watch::new(now, apply, health, last_good))
+            Some(Watch::new(now, watched, health, last_good))
         };
     }
 
+    /// Counts one more restart than decisions asked for: a failed one takes another to undo it.
+    pub fn count_restart(&mut self, now: Instant) {
+        self.note_restart(now + DAY);
+    }
+
     /// Takes up the verification of a change that an earlier run of the agent did not see to its
-    /// end. What the broker did before is not known then: only that it served.
-    pub fn watch_again(&mut self, now: Instant, last_good: Settings) {
-        let before = Health { is_serving: true, ..Health::default() };
+    /// end. `before`: how the broker did before the change; figures that it lacks are not judged.
+    pub fn watch_again(&mut self, now: Instant, last_good: Settings, before: Health) {
         let apply = self.apply_of(&last_good);
         self.watch = Some(Watch::new(now, apply, before, last_good));
     }
@@ -493,7 +506,8 @@ impl Controller {
         self.wait_until = None;
         self.trends = [Trend::NONE; KNOB_COUNT];
         if let Some(watch) = self.watch {
-            self.watch_again(now, watch.last_good);
+            let before = Health { is_serving: true, ..Health::default() };
+            self.watch_again(now, watch.last_good, before);
         }
     }
 
@@ -665,6 +679,9 @@ impl Controller {
             let site = knob.spec().value(inputs.envelope.site.get(knob));
             settings = settings.with(knob, site.map_or(Setting::Unwritten, Setting::Value));
         }
+        // A reload would take persistence over as well, with the wrong database.
+        let settings =
+            inputs.envelope.confine(settings).with_that_of(Knob::Persistence, &self.effective);
         (settings != self.written).then_some(settings)
     }
 
@@ -724,6 +741,22 @@ impl Controller {
             return Err(HoldReason::StateAtRisk);
         }
         Ok(())
+    }
+
+    /// Forgets what a person asked for where a restart would change nothing of it: it is in force,
+    /// or it may no longer be set.
+    fn drop_idle_request(&mut self, inputs: &Inputs) {
+        let Some(requested) = &self.requested else { return };
+        let settings = inputs.envelope.confine(self.written.with_stated(requested));
+        let value = |settings: &Settings, knob| settings.effective(knob, &inputs.envelope.site);
+        let is_new = |&knob: &Knob| {
+            let is_ours = settings.get(knob) != Setting::Unwritten;
+            is_ours && value(&settings, knob) != value(&self.effective, knob)
+        };
+        let mut waiting = requested.written().iter().filter(is_new);
+        if !waiting.any(|knob| knob.spec().apply == Apply::Restart) {
+            self.requested = None;
+        }
     }
 
     /// The file with what a person asked for, where that waits; or what it waits for.

@@ -372,7 +372,8 @@ fn figures_that_stay_away_are_worse_in_the_end() {
 #[test]
 fn a_verification_that_was_cut_short_is_taken_up_again() {
     let mut controller = Controller::new(Rules::default(), window(1000));
-    controller.watch_again(at(5), Settings::UNWRITTEN);
+    let before = Health { is_serving: true, ..Health::default() };
+    controller.watch_again(at(5), Settings::UNWRITTEN, before);
     let down = Inputs { health: Health::default(), ..wants(window(1000)) };
     assert_eq!(controller.step(at(10), &down), Decision::Hold(HoldReason::Verifying));
     let back = Decision::RollBack {
@@ -389,7 +390,7 @@ fn a_roll_back_stays_inside_the_envelope() {
     let mib = 1 << 20;
     let good = with(&[(Knob::MemoryLimit, 32 * mib)]);
     let mut controller = Controller::new(Rules::default(), with(&[(Knob::MemoryLimit, 512 * mib)]));
-    controller.watch_again(at(0), good);
+    controller.watch_again(at(0), good, Health { is_serving: true, ..Health::default() });
     let opted_in = KnobSet::all();
     let envelope = Envelope { opted_in, heap_bytes_max: Some(100 * mib), ..Envelope::default() };
     let inputs = Inputs { envelope, health: Health::default(), ..wants(*controller.written()) };
@@ -622,4 +623,74 @@ fn a_reload_is_not_judged_while_a_restart_settles() {
     }
     let restart = controller.step(at(60), &filling(0.6));
     assert_eq!(restart, Decision::Change { settings: both, apply: Apply::Restart });
+}
+
+/// A restart disconnects everyone: that is not made for what is in force already, nor for an option
+/// that was taken from us since.
+#[test]
+fn a_request_that_a_restart_would_not_serve_is_dropped() {
+    for (asked, is_held) in [(window(1000), false), (window(2000), true)] {
+        let mut controller = Controller::new(Rules::default(), window(1000));
+        controller.request(asked);
+        let mut inputs = wants(window(1000));
+        if is_held {
+            inputs.envelope.opted_in = KnobSet::EMPTY.with(Knob::AutosaveInterval);
+        }
+        let decision = controller.step(at(0), &inputs);
+        let is_restart = matches!(decision, Decision::Change { apply: Apply::Restart, .. });
+        assert!(!is_restart, "{decision:?}");
+        assert_eq!(controller.requested(), None);
+    }
+}
+
+/// Fewer clients than before the restart are noticed also where a person sets an option within the
+/// window.
+#[test]
+fn a_reload_within_the_window_does_not_disarm_a_restarts_verification() {
+    let (mut controller, inputs) = restarted();
+    let reload = with(&[(Knob::AutosaveInterval, 300)]);
+    let settings = controller.written().with_stated(&reload);
+    let change = Decision::Change { settings, apply: Apply::Reload };
+    controller.applied(at(65), &change, Outcome::Done, healthy());
+    assert_eq!(controller.watched(), Some(Apply::Restart));
+    let lonely = Inputs { health: Health { clients: Some(1.0), ..healthy() }, ..inputs };
+    let undone = (65..200).find_map(|second| match controller.step(at(second), &lonely) {
+        Decision::RollBack { reason, .. } => Some(reason),
+        _ => None,
+    });
+    assert_eq!(undone, Some(RollBackReason::ClientsLost));
+}
+
+/// A reload takes `persistence` over too, and writes over or resurrects the database.
+#[test]
+fn a_reload_leaves_persistence_as_it_runs_and_stays_inside_the_envelope() {
+    let mut controller = controller();
+    let dormant = with(&[(Knob::Persistence, 1), (Knob::MessageSizeMax, 1000)]);
+    controller.found(dormant, Settings::UNWRITTEN);
+    let mut inputs = wants(with(&[(Knob::AutosaveInterval, 300)]));
+    inputs.envelope.opted_in = KnobSet::EMPTY.with(Knob::AutosaveInterval).with(Knob::Persistence);
+    let decision = controller.step(at(0), &inputs);
+    let settings = with(&[(Knob::AutosaveInterval, 300)]);
+    assert_eq!(decision, Decision::Change { settings, apply: Apply::Reload });
+}
+
+#[test]
+fn a_verification_is_taken_up_against_what_was_seen_before_the_change() {
+    let (controller, inputs) = restarted();
+    let (last_good, before) = controller.before_watched().unwrap();
+    let mut again = Controller::new(Rules::default(), *controller.written());
+    again.watch_again(at(100), last_good, before);
+    let lonely = Inputs { health: Health { clients: Some(1.0), ..healthy() }, ..inputs };
+    let undone = (100..200)
+        .any(|second| matches!(again.step(at(second), &lonely), Decision::RollBack { .. }));
+    assert!(undone, "clients that stay away are noticed after a restart of the agent too");
+}
+
+#[test]
+fn every_restart_counts_against_the_budget() {
+    let mut controller = controller();
+    let change = Decision::Change { settings: window(1000), apply: Apply::Restart };
+    controller.applied(at(0), &change, Outcome::Restored, healthy());
+    controller.count_restart(at(0));
+    assert_eq!(controller.restarts_in_hour(at(1)), 2);
 }

@@ -13,6 +13,8 @@ use nix::unistd::{AccessFlags, Pid, access};
 /// Most of a program's output that is kept.
 const OUTPUT_BYTES_MAX: u64 = 4096;
 const POLL: Duration = Duration::from_millis(10);
+/// A reader keeps a buffer on its stack, and no more.
+const STACK_BYTES: usize = 128 * 1024;
 
 /// Why a program did not do its job.
 #[derive(Debug, thiserror::Error)]
@@ -60,19 +62,35 @@ pub fn is_there(program: &str) -> bool {
 ///
 /// # Errors
 /// [`CommandError`] where it can't start, fails, or takes longer than `timeout`.
-pub fn output(mut command: Command, timeout: Duration) -> Result<String, CommandError> {
+pub fn output(command: Command, timeout: Duration) -> Result<String, CommandError> {
+    run_with(command, Stdio::piped(), timeout)
+}
+
+/// Runs a program to its end. A daemon that it leaves behind is not waited for.
+///
+/// # Errors
+/// As [`output`].
+pub fn run(command: Command, timeout: Duration) -> Result<(), CommandError> {
+    run_with(command, Stdio::null(), timeout).map(drop)
+}
+
+fn run_with(
+    mut command: Command,
+    stdout: Stdio,
+    timeout: Duration,
+) -> Result<String, CommandError> {
     let program = command.get_program().to_string_lossy().into_owned();
     let started = Instant::now();
     let mut child = command
         // A group of its own, so that what it starts ends with it.
         .process_group(0)
         .stdin(Stdio::null())
-        .stdout(Stdio::piped())
+        .stdout(stdout)
         .stderr(Stdio::piped())
         .spawn()
         .map_err(|source| CommandError::Start { program: program.clone(), source })?;
-    let said = child.stdout.take().map(|pipe| thread::spawn(move || drain(pipe)));
-    let complained = child.stderr.take().map(|pipe| thread::spawn(move || drain(pipe)));
+    let said = child.stdout.take().and_then(reader);
+    let complained = child.stderr.take().and_then(reader);
     let status = loop {
         match child.try_wait() {
             Ok(Some(status)) => break status,
@@ -93,6 +111,13 @@ pub fn output(mut command: Command, timeout: Duration) -> Result<String, Command
     }
     let said = collect(complained, started + timeout).trim().to_owned();
     Err(CommandError::Failed { program, status, said })
+}
+
+/// Reads a pipe, so that it never gets full; `None` where there is no thread for that. It ends with
+/// the last process that holds the pipe: the daemon of a restart, at the next one.
+fn reader(pipe: impl Read + Send + 'static) -> Option<thread::JoinHandle<String>> {
+    let thread = thread::Builder::new().name("reader".into()).stack_size(STACK_BYTES);
+    thread.spawn(move || drain(pipe)).ok()
 }
 
 fn drain(mut pipe: impl Read) -> String {
@@ -150,6 +175,14 @@ mod tests {
         assert!(matches!(late, Err(CommandError::Late { .. })));
         thread::sleep(Duration::from_millis(500));
         assert!(!mark.exists(), "what the command started outlived it");
+    }
+
+    /// As a restart command that starts the broker itself.
+    #[test]
+    fn a_daemon_left_behind_is_not_waited_for() {
+        let started = Instant::now();
+        run(sh("sleep 30 & exit 0"), Duration::from_secs(20)).unwrap();
+        assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
     }
 
     #[test]

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::command::{self, CommandError};
 use crate::connack::{self, Connack, ConnackError, Credentials};
 use crate::mqtt::ProtocolChoice;
+use crate::notify;
 use crate::pid::{self, PidError, PidFinder, ProcessId};
 use crate::tls::Tls;
 
@@ -24,6 +25,10 @@ const SAVE_POLL: Duration = Duration::from_millis(20);
 
 /// Everything that applying asks of a broker; tests and trainers bring their own.
 pub trait Broker: Send {
+    /// Another change begins: what was asked for beside one that never came to its restart is
+    /// forgotten.
+    fn begin(&self) {}
+
     /// The broker's process now.
     ///
     /// # Errors
@@ -228,8 +233,9 @@ pub struct LiveBroker {
 
 impl LiveBroker {
     fn run(&self, verb: &'static str, command: Command) -> Result<(), ControlError> {
-        let done = command::output(command, self.command_timeout);
-        done.map(drop).map_err(|source| ControlError::Command { verb, source })
+        notify::alive();
+        let done = command::run(command, self.command_timeout);
+        done.map_err(|source| ControlError::Command { verb, source })
     }
 }
 
@@ -292,6 +298,7 @@ impl Broker for LiveBroker {
     }
 
     fn save(&self, process: ProcessId, database: &Path) -> Result<(), ControlError> {
+        notify::alive();
         let before = modified(database);
         signal(process, Signal::SIGUSR1)?;
         let deadline = Instant::now() + self.command_timeout;

@@ -33,7 +33,8 @@ pub trait Files: Send {
     /// Where that can't be seen.
     fn exists(&self, path: &Path) -> io::Result<bool>;
 
-    /// Creates or truncates `path`, writes `bytes`, sets `mode` whatever the umask, and syncs it.
+    /// Makes `path` anew, in place of whatever lies there, writes `bytes`, sets `mode` whatever the
+    /// umask, and syncs it. Follows no link.
     ///
     /// # Errors
     /// Any I/O error; the file may then hold a part of `bytes`.
@@ -85,8 +86,9 @@ impl Files for RealFiles {
     }
 
     fn write_synced(&self, path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(path)?;
+        // A link that someone laid there must not lead a root's pen elsewhere.
+        self.remove(path)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
         file.set_permissions(Permissions::from_mode(mode))?;
         file.write_all(bytes)?;
         file.sync_all()
@@ -213,6 +215,19 @@ mod tests {
         assert!(!aside(&path).exists(), "nothing is left aside");
         replace(&RealFiles, &path, None, MODE_CONF).unwrap();
         assert_eq!(RealFiles.read(&path).unwrap(), None);
+    }
+
+    #[test]
+    fn a_link_laid_in_the_way_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, other) = (dir.path().join("zz.conf"), dir.path().join("other"));
+        fs::write(&other, "precious").unwrap();
+        fs::set_permissions(&other, Permissions::from_mode(0o600)).unwrap();
+        std::os::unix::fs::symlink(&other, aside(&path)).unwrap();
+        replace(&RealFiles, &path, Some(b"one\n"), MODE_CONF).unwrap();
+        assert_eq!(fs::read(&other).unwrap(), b"precious");
+        assert_eq!(fs::metadata(&other).unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(fs::symlink_metadata(&path).unwrap().is_file());
     }
 
     #[test]

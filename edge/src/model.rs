@@ -104,7 +104,7 @@ impl ModelSource {
     /// # Errors
     /// [`PolicyError`], naming the file and what is wrong with it.
     pub fn verify(&self, path: &Path) -> Result<Verified, PolicyError> {
-        self.load(path, self.highest())
+        self.load(path, self.highest()?)
     }
 
     fn load(&self, path: &Path, highest: u64) -> Result<Verified, PolicyError> {
@@ -130,12 +130,18 @@ impl ModelSource {
 
     /// The highest counter that was accepted; 0 where none was, or where nobody signs: then a
     /// counter proves nothing.
-    fn highest(&self) -> u64 {
-        let kept = RealFiles.read(&self.kept).ok().flatten().unwrap_or_default();
-        match Model::parse(&kept) {
-            Ok(model) if model.signature().is_some() => model.parts().counter,
-            _ => 0,
+    ///
+    /// # Errors
+    /// A copy that is there and can't be read: what it holds may be higher than any.
+    fn highest(&self) -> Result<u64, PolicyError> {
+        if self.keys.is_empty() {
+            return Ok(0);
         }
+        let kept = RealFiles.read(&self.kept).map_err(fs::at("read", &self.kept))?;
+        let Some(kept) = kept else { return Ok(0) };
+        let damaged = |source| PolicyError::Kept { path: self.kept.clone(), source };
+        let model = Model::parse(&kept).map_err(damaged)?;
+        Ok(if model.signature().is_some() { model.parts().counter } else { 0 })
     }
 
     /// The policy of the configured file, or of the copy where that file is refused. Writes
@@ -155,7 +161,8 @@ impl ModelSource {
         if let Some(reason) = &refused {
             tracing::error!(%reason, kept = %self.kept.display(), "The model was refused; the one that was accepted before is in use.");
         }
-        let highest = self.highest().max(current.counter);
+        // Where nothing sound is kept, nothing but the configured file can be in use.
+        let highest = self.highest()?.max(current.counter);
         Ok(LivePolicy {
             source: self,
             current,
@@ -165,6 +172,7 @@ impl ModelSource {
             replaced_unix_s: None,
             beyond: None,
             is_stored: false,
+            complaint: None,
             reload: Arc::default(),
         })
     }
@@ -215,8 +223,10 @@ pub struct LivePolicy {
     refused: Option<String>,
     replaced_unix_s: Option<u64>,
     beyond: Option<Beyond>,
-    /// The copy is that of the model in use, or could not be written.
+    /// The copy is that of the model in use.
     is_stored: bool,
+    /// Why it could not be written, as it was told last.
+    complaint: Option<String>,
     reload: Arc<AtomicBool>,
 }
 
@@ -274,13 +284,23 @@ impl LivePolicy {
         if self.is_stored {
             return;
         }
-        self.is_stored = true;
         let (kept, bytes) = (&self.source.kept, self.current.policy.bytes());
-        if RealFiles.read(kept).ok().flatten().is_some_and(|found| found == bytes) {
-            return;
-        }
-        if let Err(error) = fs::replace(&RealFiles, kept, Some(bytes), MODE_STATE) {
-            tracing::warn!(%error, "No copy of the model could be kept.");
+        let is_there = RealFiles.read(kept).ok().flatten().is_some_and(|found| found == bytes);
+        let stored = match is_there {
+            true => Ok(()),
+            false => fs::replace(&RealFiles, kept, Some(bytes), MODE_STATE),
+        };
+        self.is_stored = stored.is_ok();
+        match stored {
+            Ok(()) => self.complaint = None,
+            // Tried again before the next decision, and told once.
+            Err(error) => {
+                let said = error.to_string();
+                if self.complaint.as_ref() != Some(&said) {
+                    tracing::warn!(%error, "No copy of the model could be kept.");
+                }
+                self.complaint = Some(said);
+            }
         }
     }
 }

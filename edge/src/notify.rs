@@ -11,6 +11,12 @@ pub fn ready() {
     tell(&[NotifyState::Ready]);
 }
 
+/// A step of a change begins, which may take some minutes: each feeds the watchdog, and has its own
+/// time limit.
+pub fn alive() {
+    tell(&[NotifyState::Watchdog]);
+}
+
 /// One line for `systemctl status`.
 pub fn status(line: &str) {
     tell(&[NotifyState::Status(line)]);

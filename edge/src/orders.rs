@@ -38,6 +38,27 @@ pub enum Order {
     },
 }
 
+impl Order {
+    /// Whether it is about the drop-in and the broker, not only about what the agent may do.
+    #[must_use]
+    pub fn touches_broker(&self) -> bool {
+        !matches!(self, Self::Pause | Self::Off { restore: false, .. })
+    }
+
+    /// What the drop-in is to say after it, where it says so itself; `None` within: no drop-in.
+    #[must_use]
+    pub fn target(&self, state: &State, envelope: &Envelope) -> Option<Option<Settings>> {
+        match self {
+            Self::Rollback { .. } => {
+                let target = state.last_good()?;
+                Some(target.map(|settings| envelope.confine(settings)))
+            }
+            Self::Off { restore: true, .. } => Some(None),
+            Self::Pause | Self::Resume | Self::Off { .. } => None,
+        }
+    }
+}
+
 impl fmt::Display for Order {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -109,6 +130,8 @@ pub enum Restraint {
     Off,
     /// `edge pause` or `edge rollback`.
     Paused,
+    /// A change could be neither finished nor taken back, and why.
+    Unended(String),
 }
 
 impl Restraint {
@@ -120,6 +143,7 @@ impl Restraint {
             Self::StartLoop(_) => "start_loop",
             Self::Off => "off",
             Self::Paused => "paused",
+            Self::Unended(_) => "unended",
         }
     }
 
@@ -149,6 +173,10 @@ impl fmt::Display for Restraint {
                 START_LOOP_S / 60
             ),
             Self::Off | Self::Paused => f.write_str("nothing is changed until `edge resume`"),
+            Self::Unended(reason) => write!(
+                f,
+                "a change could be neither finished nor taken back: {reason}; nothing is changed until `edge resume`, which tries again"
+            ),
         }
     }
 }
@@ -169,7 +197,7 @@ pub fn is_killed(kill_switch: &Path) -> bool {
 pub struct Facts<'f> {
     /// The bounds now.
     pub envelope: &'f Envelope,
-    /// A restart would lose sessions or messages, or may.
+    /// A restart into what is ordered would lose sessions or messages, or may.
     pub state_at_risk: bool,
     /// While it exists, nothing is changed.
     pub kill_switch: &'f Path,
@@ -179,47 +207,56 @@ pub struct Facts<'f> {
 ///
 /// Blocks as [`Applier::apply`] does. Never fails: the answer says what did not go.
 pub fn carry_out(applier: &mut Applier, facts: &Facts<'_>, order: &Order) -> Answer {
+    if !order.touches_broker() {
+        let mut state = applier.state().clone();
+        let answer = stand(&mut state, order);
+        let id = state.last_decision;
+        if let Err(error) = applier.remember(|kept| *kept = state) {
+            return Answer::new(order, false, error.to_string());
+        }
+        note(applier.state_dir(), &answer, id);
+        return answer;
+    }
     let id = applier.number_decision();
     let answer = match order {
-        Order::Pause => stand(applier, order, Standing::Paused),
-        Order::Off { restore: false, .. } => stand(applier, order, Standing::Off),
         _ if is_killed(facts.kill_switch) && *order != Order::Resume => {
             let restraint = Restraint::KillSwitch(facts.kill_switch.into());
             Ok(Answer::new(order, false, restraint.to_string()))
         }
-        Order::Resume => resume(applier, facts, order),
         Order::Rollback { allow_state_loss } => roll_back(applier, facts, order, *allow_state_loss),
         Order::Off { allow_state_loss, .. } => restore(applier, facts, order, *allow_state_loss),
+        Order::Resume | Order::Pause => resume(applier, facts, order),
     };
     let was_tried = answer.as_ref().map_or(true, |answer| answer.done);
     let mut answer = answer.unwrap_or_else(|error| Answer::new(order, false, error.to_string()));
     if was_tried {
         answer.id = Some(id);
-        note(applier, &answer, id);
+        note(applier.state_dir(), &answer, id);
     }
     answer
 }
 
-/// Keeps the order in the journal.
-fn note(applier: &mut Applier, answer: &Answer, id: u64) {
+/// Carries out an order that is only about what the agent may do, on its memory alone: it must work
+/// where the broker and its files are broken. Answers what happened, with its number.
+#[must_use]
+pub fn stand(state: &mut State, order: &Order) -> Answer {
+    let is_off = matches!(order, Order::Off { .. }) || state.standing == Standing::Off;
+    // Off is more than paused: a pause does not take it back.
+    state.standing = if is_off { Standing::Off } else { Standing::Paused };
+    state.scheduled = None;
+    state.last_decision += 1;
+    let said = format!("{}; the broker keeps its settings until `edge resume`", state.standing);
+    Answer { id: Some(state.last_decision), ..Answer::new(order, true, said) }
+}
+
+/// Keeps an order in the journal of a state directory.
+pub fn note(state_dir: &Path, answer: &Answer, id: u64) {
     let event = if answer.done { Event::Ordered } else { Event::Failed };
     let why = format!("edge {}: {}", answer.order, answer.said);
     let entry = Entry { diff: answer.diff.clone(), ..Entry::new(id, event, why) };
-    if let Err(error) = Journal::in_dir(applier.state_dir()).append(&entry) {
+    if let Err(error) = Journal::in_dir(state_dir).append(&entry) {
         tracing::warn!(%error, "The journal lacks an order.");
     }
-}
-
-fn stand(applier: &mut Applier, order: &Order, standing: Standing) -> Result<Answer, ApplyError> {
-    // Off is more than paused: a pause does not take it back.
-    let is_off = standing == Standing::Paused && applier.state().standing == Standing::Off;
-    let standing = if is_off { Standing::Off } else { standing };
-    applier.remember(|state| {
-        state.standing = standing;
-        state.scheduled = None;
-    })?;
-    let said = format!("{standing}; the broker keeps its settings until `edge resume`");
-    Ok(Answer::new(order, true, said))
 }
 
 fn resume(applier: &mut Applier, facts: &Facts<'_>, order: &Order) -> Result<Answer, ApplyError> {
@@ -264,11 +301,10 @@ fn roll_back(
     allow_state_loss: bool,
 ) -> Result<Answer, ApplyError> {
     applier.check_ours()?;
-    let Some(target) = applier.state().last_good() else {
+    let Some(target) = order.target(applier.state(), facts.envelope) else {
         let said = "nothing to go back to: edge has changed nothing here";
         return Ok(Answer::new(order, false, said));
     };
-    let target = target.map(|settings| facts.envelope.confine(settings));
     let plan = plan_to(applier, target, "the operator's rollback");
     if plan.how == How::Restart && facts.state_at_risk && !allow_state_loss {
         let said = "it takes a restart that would lose sessions or messages, or may; `edge rollback --allow-state-loss` does it all the same";
@@ -310,10 +346,15 @@ fn restore(
     }
     let applied = applier.apply(None, plan.how, &facts.envelope.site)?;
     applier.mark_good()?;
-    let waiting = dormant(applier.state());
+    // A reload leaves persistence as it is, and says so in the drop-in.
+    let left = applier.state().written;
+    plan.to = left.unwrap_or_default();
     let said = if is_kept_back {
+        let waiting = dormant(applier.state()).into_iter();
+        let waiting: Vec<_> = waiting.chain(plan.to.written().iter().map(named)).collect();
+        let is_removed = if left.is_none() { "is removed" } else { "keeps only persistence" };
         format!(
-            "off; the drop-in is removed, {}, but {} keep their values until the broker is restarted, which would lose sessions or messages, or may; `edge off --restore --allow-state-loss` restarts it all the same",
+            "off; the drop-in {is_removed}, {}, but {} keep their values until the broker is restarted, which would lose sessions or messages, or may; `edge off --restore --allow-state-loss` restarts it all the same",
             by(&plan, &applied),
             waiting.join(", ")
         )
@@ -345,5 +386,9 @@ fn plan_to(applier: &Applier, target: Option<Settings>, why: &str) -> Plan {
 fn dormant(state: &State) -> Vec<String> {
     let written = state.written.unwrap_or_default();
     let effective = state.effective.map_or(written, |effective| effective.settings);
-    written.differing(&effective).iter().map(|knob| knob.to_string()).collect()
+    written.differing(&effective).iter().map(named).collect()
+}
+
+fn named(knob: Knob) -> String {
+    knob.to_string()
 }

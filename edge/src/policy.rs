@@ -100,6 +100,14 @@ pub enum PolicyError {
         /// The file.
         path: PathBuf,
     },
+    /// The copy of the accepted one can't be understood.
+    #[error("{}: {source}; so it is not known which counter was accepted last; remove it to accept any", path.display())]
+    Kept {
+        /// The copy.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: ModelError,
+    },
     /// Older than what was accepted before.
     #[error("{}: its counter is {found}, but {highest} was accepted before; export it again to get a higher one, or remove {} to go back", path.display(), kept.display())]
     RolledBack {

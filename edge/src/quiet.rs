@@ -8,6 +8,10 @@ const MINUTES_PER_DAY: i64 = 24 * 60;
 /// The machine's own time zone, `/etc/localtime`.
 pub const MACHINES_ZONE: &str = "localtime";
 
+/// The start of 2025: a machine without a battery for its clock boots before it, and shows the time
+/// only once it has been told.
+pub(crate) const CLOCK_SET_UNIX_S: u64 = 1_735_689_600;
+
 /// A time of day, in minutes after midnight; may pass midnight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Window {
@@ -69,11 +73,15 @@ impl QuietHours {
         Ok(Self { windows, zone })
     }
 
-    /// Whether a Unix second lies in one of the windows.
+    /// Whether a Unix second lies in one of the windows, as far as can be told: a clock that was
+    /// never set does not tell, so that it is always quiet.
     #[must_use]
     pub fn contains(&self, unix_s: u64) -> bool {
         if self.windows.is_empty() {
             return false;
+        }
+        if unix_s < CLOCK_SET_UNIX_S {
+            return true;
         }
         let unix_s = i64::try_from(unix_s).unwrap_or(i64::MAX);
         // A zone without an answer for this year is taken as UTC.
@@ -144,6 +152,14 @@ mod tests {
         assert!(!hours(&[], MACHINES_ZONE).contains(JANUARY));
         // No year of this world, and no panic.
         let _ = hours(&["22:00-06:00"], BERLIN).contains(u64::MAX);
+    }
+
+    #[test]
+    fn a_clock_that_was_never_set_is_quiet_where_hours_are_configured() {
+        for unix_s in [0, 12 * 3600, CLOCK_SET_UNIX_S - 1] {
+            assert!(hours(&["22:00-06:00"], "UTC0").contains(unix_s), "{unix_s}");
+            assert!(!hours(&[], "UTC0").contains(unix_s), "no hours are configured");
+        }
     }
 
     #[test]

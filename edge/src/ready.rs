@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::connack::{Connack, ConnackError};
 use crate::control::Broker;
+use crate::notify;
 use crate::pid::{PidError, ProcessId};
 
 /// Default limit: what a large database takes to load, and design.md's figure.
@@ -76,6 +77,7 @@ pub fn wait(
     not: Option<ProcessId>,
     timeout: Duration,
 ) -> Result<Ready, Missing> {
+    notify::alive();
     let deadline = Instant::now() + timeout;
     let mut pause = POLL_FIRST;
     loop {

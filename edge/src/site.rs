@@ -130,6 +130,11 @@ pub enum SiteError {
         /// The path.
         path: PathBuf,
     },
+    /// The drop-in's path from the environment, of which the helper knows nothing.
+    #[error(
+        "{DROP_IN_VARIABLE}: the helper goes by the configuration alone, and would write another file; set broker.drop_in there, and unset the variable"
+    )]
+    DropInBesideHelper,
     /// The broker never loads the directory.
     #[error("{}: no include_dir names {}, so the broker would never load the drop-in; add the line `include_dir {}`, or correct broker.drop_in and broker.main_conf", main.display(), dir.display(), dir.display())]
     NotIncluded {
@@ -180,6 +185,11 @@ impl Site {
     pub fn look(config: &Config, environment: &Environment) -> Result<Self, SiteError> {
         let address = resolve(&config.broker.host, config.broker.port)?;
         let drop_in = drop_in_path(&config.broker.drop_in, environment)?;
+        let is_by_environment =
+            environment.drop_in.is_some() && some_path(&config.broker.drop_in).is_none();
+        if config.helper.r#use && is_by_environment {
+            return Err(SiteError::DropInBesideHelper);
+        }
         let main_conf = some_path(&config.broker.main_conf);
         let elsewhere = match &main_conf {
             Some(main) => look_around(main, &drop_in)?,
@@ -205,8 +215,7 @@ impl Site {
             probe_interval: (decide.probe_interval_ms > 0)
                 .then(|| StdDuration::from_millis(decide.probe_interval_ms.into())),
             quiet_hours: quiet_hours(config)?,
-            kill_switch: some_path(&config.agent.kill_switch_file)
-                .unwrap_or_else(|| config.agent.state_dir.join("kill-switch")),
+            kill_switch: config.kill_switch(),
             config: config.clone(),
         })
     }
@@ -564,6 +573,9 @@ mod tests {
         assert_eq!(path(none, &Environment::default()).unwrap(), DROP_IN_DEFAULT);
         assert_eq!(path(none, &environment("/a/b.conf")).unwrap(), "/a/b.conf");
         assert_eq!(path(Path::new("/c/d.conf"), &environment("/a/b.conf")).unwrap(), "/c/d.conf");
+        let beside = Config::parse("[broker]\nmain_conf = \"\"\n[helper]\nuse = true\n").unwrap();
+        let found = Site::look(&beside, &environment("/a/b.conf"));
+        assert!(matches!(found, Err(SiteError::DropInBesideHelper)), "{found:?}");
         assert!(path(none, &environment("b.conf")).is_err());
         assert!(path(none, &environment("/a/b.txt")).is_err());
     }

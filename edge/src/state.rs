@@ -6,18 +6,21 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use brokertuner_core::Settings;
+use brokertuner_core::controller::Health;
+use brokertuner_core::{Knob, Settings};
 use crc::{CRC_32_ISO_HDLC, Crc};
 use serde::{Deserialize, Serialize};
 
 use crate::fs::{self, FileError, Files, MODE_STATE};
 use crate::pid::ProcessId;
+use crate::quiet::CLOCK_SET_UNIX_S;
 
 const MAGIC: [u8; 4] = *b"BTES";
-const VERSION: u16 = 2;
-/// Fields that version 2 added at the end. The default of each is one zero byte, so an older body
-/// is read with as many zeros behind it.
-const ADDED_SINCE_1: usize = 6;
+const VERSION: u16 = 3;
+/// Fields that were added at the end since version 1, and since version 2. The default of each is
+/// one zero byte, so an older body is read with as many zeros behind it.
+const ADDED_SINCE_1: usize = 7;
+const ADDED_SINCE_2: usize = 1;
 const HEADER_BYTES: usize = 10;
 const CRC_BYTES: usize = 4;
 const CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISO_HDLC);
@@ -30,7 +33,7 @@ pub const STARTS_MAX: usize = 8;
 pub type Digest = [u8; 32];
 
 /// The agent's memory.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct State {
     /// What the drop-in says; `None` where there is to be no drop-in.
     pub written: Option<Settings>,
@@ -58,6 +61,17 @@ pub struct State {
     pub last_decision: u64,
     /// When the agent was started without having ended in good order since, in Unix seconds.
     pub starts_unix_s: Vec<u64>,
+    /// How the broker did before the change that has yet to stand its verification.
+    pub before: Option<Before>,
+}
+
+/// How the broker did, and when that was.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Before {
+    /// Unix time.
+    pub at_unix_s: u64,
+    /// What was seen.
+    pub health: Health,
 }
 
 /// What the operator said last.
@@ -130,6 +144,16 @@ pub struct Intent {
     pub back: bool,
 }
 
+impl Intent {
+    /// Whether the change or its undoing moves `memory_limit`, which may disable a broker for good.
+    #[must_use]
+    pub fn moves_memory_limit(&self) -> bool {
+        let limit =
+            |settings: Option<Settings>| settings.unwrap_or_default().get(Knob::MemoryLimit);
+        limit(self.from) != limit(self.to)
+    }
+}
+
 impl State {
     /// The drop-in to go back to; itself `None` where the present one is the only one ever.
     #[must_use]
@@ -140,8 +164,17 @@ impl State {
 
     /// Notes a start of the agent, and how many of them lie within `within_s` before it.
     pub fn note_start(&mut self, unix_s: u64, within_s: u64) -> usize {
-        // One in the future is of a clock that was set back: it says nothing.
-        self.starts_unix_s.retain(|&at| at <= unix_s && unix_s - at <= within_s);
+        // One in the future is of a clock that was set back, as at every boot of a machine without
+        // a battery for it: it counts as just made.
+        self.starts_unix_s.iter_mut().for_each(|at| *at = unix_s.min(*at));
+        // So does a restart of the broker, and one of before the clock was set: its age is not known.
+        let is_set = unix_s >= CLOCK_SET_UNIX_S;
+        for at in &mut self.restarts_unix_s {
+            if *at > unix_s || (is_set && *at < CLOCK_SET_UNIX_S) {
+                *at = unix_s;
+            }
+        }
+        self.starts_unix_s.retain(|&at| unix_s - at <= within_s);
         if self.starts_unix_s.len() >= STARTS_MAX {
             self.starts_unix_s.remove(0);
         }
@@ -165,7 +198,7 @@ pub enum StateError {
     #[error(transparent)]
     File(#[from] FileError),
     /// The bytes are no state of this program.
-    #[error("{}: {reason}; edge goes on without it, holding first; what it had written stays in the drop-in", path.display())]
+    #[error("{}: {reason}; edge goes on without it and changes nothing until `edge resume`; what it had written stays in the drop-in", path.display())]
     Corrupt {
         /// The state file.
         path: PathBuf,
@@ -218,9 +251,12 @@ pub fn decode(path: &Path, bytes: &[u8]) -> Result<State, StateError> {
         return Err(corrupt("checksum does not match: damaged"));
     }
     let mut body = body.to_vec();
-    if found == 1 {
-        body.extend([0; ADDED_SINCE_1]);
-    }
+    let added = match found {
+        1 => ADDED_SINCE_1,
+        2 => ADDED_SINCE_2,
+        _ => 0,
+    };
+    body.resize(length + added, 0);
     let state: State = postcard::from_bytes(&body).map_err(|e| corrupt(&e.to_string()))?;
     if state.settings().all(|settings| in_table(&settings)) {
         Ok(state)
@@ -295,7 +331,6 @@ impl StateStore {
 #[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 pub(crate) mod tests {
     use super::*;
-    use brokertuner_core::Knob;
     use proptest::prelude::*;
 
     fn some_state() -> State {
@@ -324,31 +359,35 @@ pub(crate) mod tests {
             scheduled: Some(Scheduled { id: 12, settings: written }),
             last_decision: 12,
             starts_unix_s: vec![4],
+            before: Some(Before { at_unix_s: 5, health: Health::default() }),
             ..State::default()
         }
     }
 
-    /// Written by the version before: everything that it knew is read, the rest is the default.
+    /// Written by a version before: everything that it knew is read, the rest is the default.
     #[test]
-    fn the_version_before_is_read() {
-        let now = State {
+    fn the_versions_before_are_read() {
+        let of_2 = State { before: None, ..some_state() };
+        let of_1 = State {
             standing: Standing::default(),
             good_before: None,
             pinned: None,
             scheduled: None,
             last_decision: 0,
             starts_unix_s: Vec::new(),
-            ..some_state()
+            ..of_2.clone()
         };
-        let mut bytes = encode(&now);
-        let body = bytes.len() - HEADER_BYTES - CRC_BYTES - ADDED_SINCE_1;
-        assert_eq!(&bytes[HEADER_BYTES + body..][..ADDED_SINCE_1], [0; ADDED_SINCE_1]);
-        bytes.truncate(HEADER_BYTES + body);
-        bytes[4] = 1;
-        bytes[6..10].copy_from_slice(&u32::try_from(body).unwrap().to_le_bytes());
-        let crc = CRC.checksum(&bytes).to_le_bytes();
-        bytes.extend_from_slice(&crc);
-        assert_eq!(decode(Path::new("s"), &bytes).unwrap(), now);
+        for (version, added, state) in [(1, ADDED_SINCE_1, of_1), (2, ADDED_SINCE_2, of_2)] {
+            let mut bytes = encode(&state);
+            let body = bytes.len() - HEADER_BYTES - CRC_BYTES - added;
+            assert_eq!(bytes[HEADER_BYTES + body..][..added], vec![0; added]);
+            bytes.truncate(HEADER_BYTES + body);
+            bytes[4] = version;
+            bytes[6..10].copy_from_slice(&u32::try_from(body).unwrap().to_le_bytes());
+            let crc = CRC.checksum(&bytes).to_le_bytes();
+            bytes.extend_from_slice(&crc);
+            assert_eq!(decode(Path::new("s"), &bytes).unwrap(), state, "version {version}");
+        }
     }
 
     #[test]
@@ -357,8 +396,26 @@ pub(crate) mod tests {
         assert_eq!(state.note_start(1000, 600), 1);
         assert_eq!(state.note_start(1600, 600), 2);
         assert_eq!(state.note_start(1601, 600), 2, "the first is 601 s old");
-        assert_eq!(state.note_start(100, 600), 1, "the clock was set back");
+        assert_eq!(
+            state.note_start(100, 600),
+            3,
+            "the clock was set back: they count as just made"
+        );
         assert_eq!((0..100).map(|_| state.note_start(100, 600)).max(), Some(STARTS_MAX));
+    }
+
+    /// A machine without a battery for its clock boots in 1970, and is told the time later.
+    #[test]
+    fn a_restart_of_unknown_age_counts_as_just_made() {
+        let now = CLOCK_SET_UNIX_S + 1_000_000;
+        let mut state =
+            State { restarts_unix_s: vec![30, now - 500, now + 500], ..State::default() };
+        state.note_start(now, 600);
+        assert_eq!(state.restarts_unix_s, [now, now - 500, now]);
+        state.note_start(40, 600);
+        assert_eq!(state.restarts_unix_s, [40; 3], "booted again, before the time was told");
+        state.note_start(now, 600);
+        assert_eq!(state.restarts_unix_s, [now; 3]);
     }
 
     #[test]
@@ -437,7 +494,7 @@ pub(crate) mod tests {
         #[test]
         fn random_bytes_never_panic(body in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = decode(Path::new("s"), &body);
-            let mut framed = b"BTES\x02\x00".to_vec();
+            let mut framed = b"BTES\x03\x00".to_vec();
             framed.extend_from_slice(&u32::try_from(body.len()).unwrap().to_le_bytes());
             framed.extend_from_slice(&body);
             framed.extend_from_slice(&CRC.checksum(&framed).to_le_bytes());

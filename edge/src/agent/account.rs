@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use brokertuner_core::controller::Health;
 use brokertuner_core::features::{self, View};
 use brokertuner_core::weigh::Weight;
+use brokertuner_core::{Knob, Settings};
 use serde_json::Value;
 
 use super::{Agent, Verdict};
@@ -66,7 +67,7 @@ impl Agent {
     /// wants, not what it is worth: there is no figure to give.
     fn expected(&self, plan: &Plan) -> Vec<String> {
         let rules = &self.site.rules;
-        let purpose = |knob: brokertuner_core::Knob| format!("{knob}: {}", knob.spec().why);
+        let purpose = |knob: Knob| format!("{knob}: {}", knob.spec().why);
         let mut expected: Vec<String> = plan.from.differing(&plan.to).iter().map(purpose).collect();
         expected.push(format!(
             "kept if, over {} s, the probe stays below {:.0} ms or {:.0} times what it was, drops rise by at most {:.0} %, {:.0} % of the clients come back, and memory stays within the limit",
@@ -90,20 +91,40 @@ impl Agent {
             }
             _ => self.watched = (entry.event == Event::Changed).then_some(entry.id),
         }
-        if entry.event != Event::Changed {
-            self.unpin();
+        if let Verdict::Changed(plan, _) = verdict
+            && plan.is_roll_back
+        {
+            self.unpin(&plan.to);
         }
         self.note(&entry);
         self.last = Some(entry);
     }
 
-    /// What a person set made things worse, or could not be set: it is not set again.
-    fn unpin(&mut self) {
-        if self.applier.state().pinned.is_none() {
+    /// What a person asked for is in force, as `written` has it: the policy leaves it alone.
+    pub(super) fn pin(&mut self, asked: &Settings, written: &Settings) {
+        let pinned = self.applier.state().pinned.unwrap_or_default();
+        let asked = asked.written().iter();
+        let pinned = asked.fold(pinned, |pinned, knob| pinned.with_that_of(knob, written));
+        if let Err(error) = self.applier.remember(|state| state.pinned = Some(pinned)) {
+            tracing::warn!(%error, "What was set over HTTP could not be noted.");
+        }
+    }
+
+    /// What a person set is undone where `written` says otherwise: it made things worse, and is not
+    /// set again. All else that they set stays theirs.
+    fn unpin(&mut self, written: &Settings) {
+        let Some(pinned) = self.applier.state().pinned else { return };
+        let stays = |knob: &Knob| pinned.get(*knob) == written.get(*knob);
+        let kept = pinned.written().iter().filter(stays);
+        let kept = kept.fold(Settings::UNWRITTEN, |kept, knob| kept.with_that_of(knob, &pinned));
+        if kept == pinned {
             return;
         }
-        tracing::warn!("What was set over HTTP is the policy's again.");
-        if let Err(error) = self.applier.remember(|state| state.pinned = None) {
+        let undone: Vec<_> = pinned.differing(&kept).iter().map(|knob| knob.to_string()).collect();
+        let undone = undone.join(", ");
+        tracing::warn!(undone, "What was set over HTTP is the policy's again.");
+        let kept = (kept != Settings::UNWRITTEN).then_some(kept);
+        if let Err(error) = self.applier.remember(|state| state.pinned = kept) {
             tracing::warn!(%error, "That could not be noted.");
         }
     }
@@ -123,10 +144,26 @@ impl Agent {
         }
     }
 
+    /// What a person asked for waits no longer, and no change was made for it.
+    pub(super) fn note_idle_request(&mut self) {
+        let Some(scheduled) = self.applier.state().scheduled else { return };
+        if self.controller.requested().is_some() {
+            return;
+        }
+        let why = "nothing of it is left to change: it is in force, or may no longer be set";
+        tracing::info!(scheduled.id, why, "Asked for over HTTP.");
+        self.note(&Entry::new(scheduled.id, Event::Failed, why));
+        self.forget_scheduled();
+    }
+
     /// Someone else changed the drop-in.
     pub(super) fn note_hands_off(&mut self, error: &ApplyError) {
         if self.journal.is_some() {
             let id = self.applier.number_decision();
+            // Stored now: no change follows that would.
+            if let Err(error) = self.applier.remember(|_| {}) {
+                tracing::warn!(%error, "The number of a decision could not be noted.");
+            }
             self.note(&Entry::new(id, Event::HandsOff, error.to_string()));
         }
     }

@@ -17,7 +17,8 @@ impl Agent {
         let envelope =
             self.sample.as_ref().map_or(self.site.envelope, |sample| self.envelope(sample));
         let (asked, skipped) = split(&request, envelope.opted_in);
-        let target = self.controller.written().with_stated(&asked);
+        let (written, effective) = (*self.controller.written(), *self.controller.effective());
+        let target = written.with_stated(&asked);
         let mut refused = request.refused;
         refused.extend(violations(&envelope, &asked, &target));
         if !refused.is_empty() {
@@ -26,19 +27,22 @@ impl Agent {
         if let Some(reason) = self.is_held() {
             return KnobsAnswer::Held(reason);
         }
-        let pinned = self.applier.state().pinned.unwrap_or_default().with_stated(&asked);
-        if let Err(error) = self.applier.remember(|state| state.pinned = Some(pinned)) {
-            return KnobsAnswer::Failed(error.to_string());
-        }
-        let takes_restart = |knob: Knob| knob.spec().apply == Apply::Restart;
-        if self.controller.effective().differing(&target).iter().any(takes_restart) {
+        // Only what was asked for: another option may lie dormant in the file.
+        let value = |settings: &Settings, knob| settings.effective(knob, &envelope.site);
+        let takes_restart = |knob: Knob| {
+            let is_new = value(&effective, knob) != value(&target, knob);
+            knob.spec().apply == Apply::Restart && is_new
+        };
+        if asked.written().iter().any(takes_restart) {
             return self.schedule(asked, skipped);
         }
-        if target == *self.controller.written() {
+        let target = envelope.confine(target).with_that_of(Knob::Persistence, &effective);
+        if target == written {
+            self.pin(&asked, &target);
             return KnobsAnswer::Applied(skipped);
         }
         let plan = Plan {
-            from: *self.controller.written(),
+            from: written,
             to: target,
             how: How::Reload,
             why: "asked for over HTTP".into(),
@@ -46,7 +50,10 @@ impl Agent {
         };
         let decision = Decision::Change { settings: target, apply: Apply::Reload };
         match self.carry_out(plan, &decision, self.health()) {
-            Verdict::Changed(..) => KnobsAnswer::Applied(skipped),
+            Verdict::Changed(..) => {
+                self.pin(&asked, &target);
+                KnobsAnswer::Applied(skipped)
+            }
             Verdict::Failed(_, error) => KnobsAnswer::Failed(error.to_string()),
             Verdict::Blind(reason) => KnobsAnswer::Held(reason),
             other => KnobsAnswer::Failed(format!("{other:?}")),
@@ -58,7 +65,7 @@ impl Agent {
         if let Some(restraint) = self.restraint() {
             return Some(restraint.to_string());
         }
-        if self.is_recovery_due {
+        if self.applier.state().intent.is_some() {
             return Some("a change that was cut short is being ended; try again".into());
         }
         if self.controller.failures() >= self.site.rules.failures_max {

@@ -14,7 +14,7 @@ mod tick;
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
-use brokertuner_core::controller::Controller;
+use brokertuner_core::controller::{Controller, Health};
 use brokertuner_core::features::Features;
 use brokertuner_core::sample::{Meter, Metrics, Sample};
 use brokertuner_core::{Duration, Instant, Settings};
@@ -34,7 +34,10 @@ use crate::pid::ProcessId;
 use crate::policy::Policy;
 use crate::sampler::Sampler;
 use crate::site::Site;
-use crate::state::StateError;
+use crate::state::{Before, StateError};
+
+/// What was seen before a change says nothing of a load so much later.
+const BEFORE_AGE_MAX_S: u64 = 3600;
 
 /// Why the agent can't start.
 #[derive(Debug, thiserror::Error)]
@@ -51,9 +54,6 @@ pub enum StartError {
     /// Its memory.
     #[error("agent.state_dir: {0}")]
     State(#[from] StateError),
-    /// A change that a crash cut short could be neither finished nor taken back.
-    #[error("a change that was cut short could not be ended: {0}")]
-    Recovery(#[from] ApplyError),
     /// No thread for the sampler.
     #[error("cannot start the sampler: {0}")]
     Sampler(std::io::Error),
@@ -118,8 +118,9 @@ pub struct Agent {
     reference: Option<Features>,
     /// Nothing could be changed at the last tick: what was watched then begins anew.
     was_restrained: bool,
-    /// What a crash cut short has yet to be ended: it was not permitted at the start.
-    is_recovery_due: bool,
+    /// Why a change that was cut short, or failed, could not be ended. While the memory holds its
+    /// intent nothing else is changed; only a person's order, or a new start, tries again.
+    unended: Option<String>,
     start: Option<Start>,
     _lock: Option<Lock>,
 }
@@ -142,29 +143,39 @@ impl std::fmt::Debug for Agent {
 }
 
 impl Agent {
-    /// Takes a broker over: locks the state directory, ends what a crash cut short, starts to
-    /// sample.
+    /// Takes a broker over: locks the state directory, starts to sample. What a crash cut short is
+    /// ended at the first tick. An agent that ends in good order says so by [`Agent::end`].
     ///
     /// # Errors
     /// [`StartError`]. A broker that is not there yet is no error.
     pub fn start(site: Site, policy: Box<dyn Policy>) -> Result<Self, StartError> {
         let lock = Lock::take(&site.paths.state_dir)?;
-        let (mut agent, damage) = Self::open(site, policy)?;
+        let mut agent = Self::open(site, policy)?;
         agent._lock = Some(lock);
-        if damage.is_some() {
-            // Kept, so that a restart of the agent does not cut the wait short.
-            agent.applier.remember(|state| state.failures = 1)?;
-        }
         let journal = Journal::in_dir(&agent.site.paths.state_dir);
         agent.last = journal.last();
         agent.journal = Some(journal);
         agent.note_start()?;
-        agent.is_recovery_due = true;
-        if agent.restraint().is_none() {
-            agent.recover()?;
+        if agent.applier.state().intent.is_none()
+            && let Err(error) = agent.applier.recover()
+        {
+            tracing::warn!(%error, "What a crash left beside the drop-in could not be removed.");
         }
         agent.recall();
         Ok(agent)
+    }
+
+    /// Ends in good order: this start is no part of a loop. Whoever only drops the agent has failed.
+    pub fn end(mut self) {
+        if self.start.is_none_or(|start| start.loop_of.is_some()) {
+            return;
+        }
+        let forgotten = self.applier.remember(|state| {
+            state.starts_unix_s.pop();
+        });
+        if let Err(error) = forgotten {
+            tracing::debug!(%error, "That the agent ended in good order could not be noted.");
+        }
     }
 
     /// Counts this start, which an orderly end takes back.
@@ -176,10 +187,16 @@ impl Agent {
         Ok(())
     }
 
-    /// Ends what a crash cut short.
+    /// Ends what was cut short. Where that fails, nothing is changed until a person orders it: each
+    /// try may cost the clients a restart.
     fn recover(&mut self) -> Result<(), ApplyError> {
-        self.is_recovery_due = false;
-        match self.applier.recover()? {
+        let ended = self.applier.recover();
+        self.unended = ended.as_ref().err().map(ToString::to_string);
+        self.recall();
+        if let Err(error) = &ended {
+            tracing::error!(%error, "A change that was cut short could not be ended.");
+        }
+        match ended? {
             Recovery::Clean => {}
             Recovery::NothingDone => {
                 tracing::warn!("A change was cut short before it began; nothing was changed.");
@@ -205,23 +222,21 @@ impl Agent {
     /// # Errors
     /// [`StartError`].
     pub fn watch(site: Site, policy: Box<dyn Policy>) -> Result<Self, StartError> {
-        Ok(Self::open(site, policy)?.0)
+        Self::open(site, policy)
     }
 
-    /// The agent, and what is wrong with its memory.
-    fn open(site: Site, policy: Box<dyn Policy>) -> Result<(Self, Option<StateError>), StartError> {
+    fn open(site: Site, policy: Box<dyn Policy>) -> Result<Self, StartError> {
         let (applier, damage) = site.open_applier()?;
         let sampler = Sampler::start(site.sampler_options(), site.broker.finder.clone());
         let sampler = sampler.map_err(StartError::Sampler)?;
         let agent = Self::with_parts(site, sampler, applier, policy);
         if let Some(damage) = &damage {
-            tracing::error!(%damage, "The agent's memory is lost; it holds for a while.");
+            tracing::error!(%damage, "The agent's memory is lost.");
         }
-        Ok((agent, damage))
+        Ok(agent)
     }
 
-    /// An agent of parts that the caller made: for trainers and tests. Takes no lock, recovers
-    /// nothing.
+    /// An agent of parts that the caller made: for trainers and tests. Takes no lock.
     #[must_use]
     pub fn with_parts(
         site: Site,
@@ -250,7 +265,7 @@ impl Agent {
             watched: None,
             reference: None,
             was_restrained: false,
-            is_recovery_due: false,
+            unended: None,
             start: None,
             _lock: None,
         };
@@ -278,7 +293,10 @@ impl Agent {
             controller.request(scheduled.settings);
         }
         if state.good != state.written {
-            controller.watch_again(clock::now(), state.good.unwrap_or_default());
+            let is_young = |before: &Before| now_s.abs_diff(before.at_unix_s) <= BEFORE_AGE_MAX_S;
+            let serving = Health { is_serving: true, ..Health::default() };
+            let before = state.before.filter(is_young).map_or(serving, |before| before.health);
+            controller.watch_again(clock::now(), state.good.unwrap_or_default(), before);
             self.watched = self.last.as_ref().map(|last| last.id);
         }
         self.controller = controller;
@@ -312,20 +330,5 @@ impl Agent {
     #[must_use]
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
-    }
-}
-
-impl Drop for Agent {
-    /// An orderly end: this start is no part of a loop.
-    fn drop(&mut self) {
-        if self.start.is_none_or(|start| start.loop_of.is_some()) || std::thread::panicking() {
-            return;
-        }
-        let forgotten = self.applier.remember(|state| {
-            state.starts_unix_s.pop();
-        });
-        if let Err(error) = forgotten {
-            tracing::debug!(%error, "That the agent ended in good order could not be noted.");
-        }
     }
 }

@@ -10,6 +10,12 @@ impl Agent {
     pub fn restraint(&self) -> Option<Restraint> {
         let said = Restraint::of(self.applier.state(), &self.site.kill_switch);
         said.or_else(|| self.start_loop().map(Restraint::StartLoop))
+            .or_else(|| self.unended().map(Restraint::Unended))
+    }
+
+    /// Why what was begun could not be ended, while it is not.
+    fn unended(&self) -> Option<String> {
+        self.unended.clone().filter(|_| self.applier.state().intent.is_some())
     }
 
     /// Starts that make a loop, until the agent has run for longer than one.
@@ -21,21 +27,18 @@ impl Agent {
 
     /// Carries an operator's order out. Blocks as an apply does.
     pub fn obey(&mut self, order: &Order) -> Answer {
-        if *order != Order::Pause && self.is_recovery_due && self.start_loop().is_none() {
-            // The order is about what is there, not about what a crash left half done.
+        let is_half_done = self.applier.state().intent.is_some();
+        if is_half_done && order.touches_broker() && !orders::is_killed(&self.site.kill_switch) {
+            // The order is about what is there, not about what was left half done.
             if let Err(error) = self.recover() {
                 return Answer::new(order, false, error.to_string());
             }
         }
-        let state_at_risk = match &self.sample {
-            Some(sample) => {
-                let kept = *self.controller.effective();
-                self.is_state_at_risk(sample, &kept)
-            }
-            None => true,
-        };
         let envelope =
             self.sample.as_ref().map_or(self.site.envelope, |sample| self.envelope(sample));
+        let target = order.target(self.applier.state(), &envelope).flatten().unwrap_or_default();
+        let is_at_risk = |sample| self.is_state_at_risk(sample, &[target]);
+        let state_at_risk = self.sample.as_ref().is_none_or(is_at_risk);
         let facts =
             Facts { envelope: &envelope, state_at_risk, kill_switch: &self.site.kill_switch };
         let answer = orders::carry_out(&mut self.applier, &facts, order);

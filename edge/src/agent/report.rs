@@ -101,8 +101,8 @@ pub struct BrokerReport {
 /// A [`Verdict`] in words.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VerdictReport {
-    /// `blind`, `hands_off`, `kill_switch`, `start_loop`, `paused`, `off`, `hold`, `planned`,
-    /// `changed`, `rolled_back` or `failed`.
+    /// `blind`, `hands_off`, `kill_switch`, `start_loop`, `paused`, `off`, `unended`, `hold`,
+    /// `planned`, `changed`, `rolled_back` or `failed`.
     pub kind: String,
     /// The reason, or what a change answers.
     pub why: String,

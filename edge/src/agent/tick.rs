@@ -82,6 +82,7 @@ impl Agent {
                 if let Some(news) = self.policy.refresh() {
                     self.note_model(news);
                 }
+                self.end_half_done();
             }
         }
         let sample = self.sampler.sample();
@@ -97,7 +98,9 @@ impl Agent {
 
     fn decide(&mut self, mode: Mode, record: &Record, health: Health) -> Verdict {
         let sample = &record.sample;
-        match self.applier.check_ours() {
+        // What was left half done is not someone else's edit.
+        let is_half_done = self.applier.state().intent.is_some();
+        match if is_half_done { Ok(()) } else { self.applier.check_ours() } {
             Ok(()) => {}
             Err(error @ (ApplyError::EditedByHand { .. } | ApplyError::Removed { .. })) => {
                 return Verdict::HandsOff(self.take_hands_off(&error));
@@ -129,7 +132,7 @@ impl Agent {
             wanted,
             envelope,
             health,
-            state_at_risk: self.is_state_at_risk(sample, &wanted),
+            state_at_risk: self.is_state_at_risk(sample, &self.restart_targets(wanted)),
             quiet_hours: record.quiet_hours,
             gain: None,
         };
@@ -137,6 +140,9 @@ impl Agent {
         if mode == Mode::Act && was_watching && !self.controller.is_watching() {
             self.note_good();
             self.note_verified();
+        }
+        if mode == Mode::Act {
+            self.note_idle_request();
         }
         match self.plan(&decision) {
             Err(HoldReason::Satisfied) => match doubt.or_else(|| self.site.barred()) {
@@ -157,8 +163,15 @@ impl Agent {
         self.site.envelope.measured(sample, &self.meter)
     }
 
-    /// Where nothing may be changed, the policy is asked all the same, for what it would do. Ends
-    /// what a crash cut short as soon as that is permitted.
+    /// Ends what was left half done, as soon as that is permitted, and once.
+    fn end_half_done(&mut self) {
+        if self.applier.state().intent.is_some() && self.restraint().is_none() {
+            // A failure is told, and is a restraint from now on.
+            let _ = self.recover();
+        }
+    }
+
+    /// Where nothing may be changed, the policy is asked all the same, for what it would do.
     fn restrained(&mut self, sample: &Sample) -> Option<Verdict> {
         if let Some(restraint) = self.restraint() {
             if self.blindness().is_none() {
@@ -167,19 +180,10 @@ impl Agent {
             self.was_restrained = true;
             return Some(Verdict::Restrained(restraint));
         }
-        if !std::mem::take(&mut self.was_restrained) && !self.is_recovery_due {
-            return None;
+        if std::mem::take(&mut self.was_restrained) {
+            // What was seen before it may be days old.
+            self.recall();
         }
-        if self.is_recovery_due
-            && let Err(error) = self.recover()
-        {
-            // Each try may cost the clients a restart: a person must look.
-            self.controller.pause();
-            tracing::error!(%error, "A change that was cut short could not be ended.");
-            return Some(Verdict::Blind(error.to_string()));
-        }
-        // What was seen before it may be days old.
-        self.recall();
         None
     }
 
@@ -248,13 +252,15 @@ impl Agent {
             written: *self.controller.written(),
             effective: *self.controller.effective(),
             is_serving: health.is_serving,
-            state_at_risk: self.is_state_at_risk(&sample, self.controller.written()),
+            state_at_risk: self.is_state_at_risk(&sample, &[*self.controller.written()]),
             quiet_hours: self.site.quiet_hours.contains(unix_s()),
         }
     }
 
     pub(super) fn health(&self) -> Health {
-        let is_up = self.sampler.link() == Link::Up;
+        // The connection of the sampler outlives a broker that hangs by a keep-alive or two: after a
+        // change that is too long.
+        let is_up = self.sampler.link() == Link::Up && !self.controller.is_watching();
         let is_serving = is_up || ready::look(self.applier.broker(), None).is_ok();
         Health::of(&self.metrics, &self.site.targets, is_serving)
     }
@@ -293,12 +299,12 @@ impl Agent {
 
     /// Whether a restart would lose sessions or messages; what is not known counts as yes.
     ///
-    /// Persistence keeps them where it is on before and after, and where the database is known, so
-    /// that the applier can see to a save.
-    pub(super) fn is_state_at_risk(&self, sample: &Sample, wanted: &Settings) -> bool {
+    /// Persistence keeps them where it is on before and in each of `targets`, and where the database
+    /// is known, so that the applier can see to a save.
+    pub(super) fn is_state_at_risk(&self, sample: &Sample, targets: &[Settings]) -> bool {
         let site = &self.site.envelope.site;
         let is_on = |settings: &Settings| settings.effective(Knob::Persistence, site) != 0;
-        let is_kept = is_on(self.controller.effective()) && is_on(wanted);
+        let is_kept = is_on(self.controller.effective()) && targets.iter().all(is_on);
         if is_kept && self.site.paths.database.is_some() {
             return false;
         }
@@ -308,6 +314,14 @@ impl Agent {
             return true;
         };
         offline > 0 || stored > retained + OWN_STORED_MAX || retained > self.sampler.sys_retained()
+    }
+
+    /// What a restart may be for: what a person asked for, else what is wanted, and the way back.
+    fn restart_targets(&self, wanted: Settings) -> Vec<Settings> {
+        let asked = self.controller.requested();
+        let target = asked.map_or(wanted, |asked| self.controller.written().with_stated(asked));
+        let back = self.controller.before_watched().map(|(last_good, _)| last_good);
+        [target].into_iter().chain(back).collect()
     }
 
     fn plan(&self, decision: &Decision) -> Result<Plan, HoldReason> {
@@ -363,12 +377,22 @@ impl Agent {
         tracing::info!(id = account.id, what = plan.diff().join(", "), how = %plan.how, why = %plan.why, inputs = inputs.join(", "), "Changing the broker's settings.");
         let to = (plan.to != Settings::UNWRITTEN || self.applier.state().written.is_some())
             .then_some(plan.to);
+        if !plan.is_roll_back && self.controller.before_watched().is_none() {
+            self.applier.note_before(health);
+        }
+        let asked = self.controller.requested().copied();
+        let restarts = self.applier.restarts_asked();
         let applied = self.applier.apply(to, plan.how, &self.site.envelope.site);
         let outcome = match &applied {
             Ok(_) => Outcome::Done,
             Err(_) => Outcome::Restored,
         };
         self.controller.applied(clock::now(), decision, outcome, health);
+        // The decision counts as one.
+        let counted = restarts + u32::from(plan.how == How::Restart);
+        for _ in counted..self.applier.restarts_asked() {
+            self.controller.count_restart(clock::now());
+        }
         if plan.is_roll_back && applied.is_ok() {
             self.note_good();
         }
@@ -379,12 +403,18 @@ impl Agent {
                 self.process = Some(applied.ready.process);
                 let took_ms = u64::try_from(applied.took.as_millis()).unwrap_or(u64::MAX);
                 tracing::info!(pid = applied.ready.process.pid, took_ms, "Changed.");
+                if let Some(asked) = asked.filter(|_| !plan.is_roll_back)
+                    && self.controller.requested().is_none()
+                {
+                    self.pin(&asked, &plan.to);
+                }
                 Verdict::Changed(plan, applied)
             }
             Err(error) => {
                 tracing::error!(%error, "The change did not go through.");
                 if !error.is_restored() {
                     // Neither file nor broker are known to be right: a person must look.
+                    self.unended = Some(error.to_string());
                     self.controller.pause();
                 }
                 Verdict::Failed(plan, error)
@@ -395,7 +425,7 @@ impl Agent {
     }
 
     /// What was asked for is done, or was tried.
-    fn forget_scheduled(&mut self) {
+    pub(super) fn forget_scheduled(&mut self) {
         if self.controller.requested().is_none()
             && let Err(error) = self.applier.remember(|state| state.scheduled = None)
         {

@@ -50,6 +50,9 @@ pub(crate) fn set_aside(files: &dyn Files, database: &Path) -> Result<(), FileEr
     kept.push(format!(".before-brokertuner-{}", unix_s()));
     let kept = PathBuf::from(kept);
     files.rename(database, &kept).map_err(fs::at("move aside", database))?;
+    // Before the drop-in that switches persistence on: after a power cut the old name must not be
+    // back.
+    files.sync_dir(fs::dir_of(database)).map_err(fs::at("sync", fs::dir_of(database)))?;
     tracing::warn!(kept = %kept.display(), "Persistence is switched on: the database of before was moved aside.");
     Ok(())
 }

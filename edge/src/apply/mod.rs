@@ -15,9 +15,10 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
+use brokertuner_core::controller::Health;
 use brokertuner_core::knobs::Apply;
 use brokertuner_core::settings::SiteValues;
-use brokertuner_core::{Settings, render};
+use brokertuner_core::{Knob, Settings, render};
 use sha2::{Digest as _, Sha256};
 
 pub(crate) use compare::interim;
@@ -26,11 +27,13 @@ pub(crate) use database::set_aside;
 pub use error::{ApplyError, Restored};
 pub use recover::Recovery;
 
-use crate::control::Broker;
+use crate::control::{Broker, ControlError};
 use crate::fs::{self, FileError, Files, MODE_CONF};
 use crate::pid::ProcessId;
 use crate::ready::{self, Missing, READY_TIMEOUT, Ready};
-use crate::state::{Digest, Effective, How, Intent, State, StateError, StateStore};
+use crate::state::{
+    Before, Digest, Effective, How, Intent, Standing, State, StateError, StateStore,
+};
 
 /// How long after a reload the broker is looked at again: 2.0 holds a signal back for up to 100 ms.
 const SETTLE: Duration = Duration::from_millis(150);
@@ -64,6 +67,10 @@ pub struct Applier {
     paths: Paths,
     store: StateStore,
     state: State,
+    /// The memory holds something that is to be stored with whatever is stored next.
+    is_unstored: bool,
+    /// Restarts that were asked for since it was opened.
+    restarts_asked: u32,
     ready_timeout: Duration,
     settle: Duration,
 }
@@ -78,8 +85,8 @@ impl std::fmt::Debug for Applier {
 }
 
 impl Applier {
-    /// Takes over a broker. Unreadable or damaged state is returned beside the applier, which then
-    /// starts from nothing: the caller says so and holds.
+    /// Takes over a broker. Damaged state is returned beside the applier, which then starts from
+    /// nothing but a pause: it may have held one, or `off`.
     ///
     /// # Errors
     /// [`StateError::Version`] and [`StateError::File`]; damage is no error.
@@ -91,11 +98,22 @@ impl Applier {
         let store = StateStore::in_dir(&paths.state_dir);
         let (state, damage) = match store.load(&*files) {
             Ok(state) => (state, None),
-            Err(damage @ StateError::Corrupt { .. }) => (State::default(), Some(damage)),
+            Err(damage @ StateError::Corrupt { .. }) => {
+                (State { standing: Standing::Paused, ..State::default() }, Some(damage))
+            }
             Err(error) => return Err(error),
         };
-        let (ready_timeout, settle) = (READY_TIMEOUT, SETTLE);
-        let applier = Self { files, broker, paths, store, state, ready_timeout, settle };
+        let applier = Self {
+            files,
+            broker,
+            paths,
+            store,
+            state,
+            is_unstored: damage.is_some(),
+            restarts_asked: 0,
+            ready_timeout: READY_TIMEOUT,
+            settle: SETTLE,
+        };
         Ok((applier, damage))
     }
 
@@ -140,17 +158,32 @@ impl Applier {
     pub fn remember(&mut self, change: impl FnOnce(&mut State)) -> Result<(), FileError> {
         let before = self.state.clone();
         change(&mut self.state);
-        if self.state == before {
+        if self.state == before && !self.is_unstored {
             return Ok(());
         }
-        self.store.save(&*self.files, &self.state)
+        self.store.save(&*self.files, &self.state)?;
+        self.is_unstored = false;
+        Ok(())
     }
 
     /// The next decision's number. Stored with whatever is stored next: a change does that before
     /// it begins.
     pub fn number_decision(&mut self) -> u64 {
+        self.is_unstored = true;
         self.state.last_decision += 1;
         self.state.last_decision
+    }
+
+    /// How the broker does before a change; stored as [`Applier::number_decision`].
+    pub fn note_before(&mut self, health: Health) {
+        self.is_unstored = true;
+        self.state.before = Some(Before { at_unix_s: unix_s(), health });
+    }
+
+    /// Restarts that were asked for since this applier was opened, those that failed too.
+    #[must_use]
+    pub fn restarts_asked(&self) -> u32 {
+        self.restarts_asked
     }
 
     /// The directory of the agent's own records.
@@ -218,8 +251,13 @@ impl Applier {
         site: &SiteValues,
     ) -> Result<Applied, ApplyError> {
         let started = Instant::now();
+        self.broker.begin();
         let from = self.written()?;
         let running = self.broker.process();
+        let wanted = match (how, &running) {
+            (How::Reload, Ok(process)) => self.keeping_persistence(*process, from, wanted, site),
+            _ => wanted,
+        };
         if how == How::Restart {
             let running = running.as_ref().ok().copied();
             self.guard_database(from, wanted, running, site)
@@ -246,6 +284,26 @@ impl Applier {
             }
             Err(failure) => Err(self.undo(&intent, failure)),
         }
+    }
+
+    /// A reload takes `persistence` over too, and with it the wrong database: what is written for a
+    /// reload says what `process` runs with.
+    fn keeping_persistence(
+        &self,
+        process: ProcessId,
+        from: Option<Settings>,
+        wanted: Option<Settings>,
+        site: &SiteValues,
+    ) -> Option<Settings> {
+        let knob = Knob::Persistence;
+        let known = self.state.effective.filter(|known| known.process == process);
+        let running = known.map_or(from.unwrap_or_default(), |known| known.settings);
+        let target = wanted.unwrap_or_default();
+        if running.effective(knob, site) == target.effective(knob, site) {
+            return wanted;
+        }
+        let kept = target.with_that_of(knob, &running);
+        (wanted.is_some() || kept != Settings::UNWRITTEN).then_some(kept)
     }
 
     /// The settings that stood their verification become those to fall back to.
@@ -295,7 +353,7 @@ impl Applier {
     }
 
     /// Reloads or restarts the broker and waits until it is ready.
-    fn ask(&self, how: How, before: ProcessId) -> Result<Ready, ApplyError> {
+    fn ask(&mut self, how: How, before: ProcessId) -> Result<Ready, ApplyError> {
         let not = match how {
             How::Reload => {
                 self.broker.reload(before)?;
@@ -303,7 +361,7 @@ impl Applier {
             }
             How::Restart if self.broker.process().is_err() => return self.ask_restart(before),
             How::Restart => {
-                self.broker.restart()?;
+                self.restart()?;
                 Some(before)
             }
         };
@@ -315,6 +373,15 @@ impl Applier {
         // The first answer may have come before the signal was looked at.
         thread::sleep(self.settle);
         ready::wait(&*self.broker, None, self.ready_timeout).map_err(late)
+    }
+
+    /// Asks for a restart. It counts against the budget before it is made, and if it fails.
+    fn restart(&mut self) -> Result<(), ControlError> {
+        self.restarts_asked += 1;
+        if let Err(error) = self.remember(|state| state.note_restart(unix_s())) {
+            tracing::warn!(%error, "A restart could not be noted.");
+        }
+        self.broker.restart()
     }
 
     fn finish(&mut self, intent: &Intent, ready: Ready) {
@@ -333,9 +400,6 @@ impl Applier {
             state.note_written(intent.to);
             state.effective = Some(Effective { process: ready.process, settings });
             state.intent = None;
-            if intent.how == How::Restart {
-                state.note_restart(unix_s());
-            }
         });
         if let Err(error) = stored {
             // The file and the broker are right; the intent on disk makes the next start find that
@@ -375,8 +439,7 @@ impl Applier {
         error.with_restored(restored)
     }
 
-    /// Puts the drop-in of before back and makes the broker take it over; restarts where nothing
-    /// else helps.
+    /// Puts the drop-in of before back and makes the broker take it over.
     fn take_back(&mut self, intent: &Intent) -> Result<Ready, ApplyError> {
         let running = self.broker.process().unwrap_or(intent.before);
         let back = Intent { before: running, back: true, ..*intent };
@@ -396,32 +459,40 @@ impl Applier {
             state.note_written(intent.from);
             state.effective = Some(Effective { process: ready.process, settings });
             state.intent = None;
-            if ready.process != intent.before {
-                state.note_restart(unix_s());
-            }
         })?;
         Ok(ready)
     }
 
     /// Makes the broker take the old drop-in over again, as gently as still helps.
-    fn ask_back(&self, intent: &Intent, running: ProcessId) -> Result<Ready, ApplyError> {
+    ///
+    /// Nobody permitted a restart for what was to be a reload, and a broker that does not answer
+    /// may be no more than full or slow. Only where `memory_limit` may have disabled it for good, or
+    /// it has ended, it is started again.
+    fn ask_back(&mut self, intent: &Intent, running: ProcessId) -> Result<Ready, ApplyError> {
         let gentle = match intent.how {
-            How::Reload => self.ask(How::Reload, running).ok(),
+            How::Reload => self.ask(How::Reload, running),
             // Where the old process never ended, it still runs with the old settings.
-            How::Restart if !intent.back && running == intent.before => None,
+            How::Restart if !intent.back && running == intent.before => {
+                ready::look(&*self.broker, None).map_err(|missing| self.late(intent.how, missing))
+            }
             How::Restart => return self.ask_restart(running),
         };
-        // A broker that a reload left disabled can't be reloaded again: then it takes a restart.
-        match gentle.map_or_else(|| ready::look(&*self.broker, None), Ok) {
-            Ok(ready) => Ok(ready),
-            Err(_) => self.ask_restart(running),
+        let error =
+            match gentle.or_else(|error| ready::look(&*self.broker, None).map_err(|_| error)) {
+                Ok(ready) => return Ok(ready),
+                Err(error) => error,
+            };
+        let is_gone = || self.broker.process().is_err_and(|error| error.is_gone());
+        if intent.how == How::Restart || intent.moves_memory_limit() || is_gone() {
+            return self.ask_restart(running);
         }
+        Err(error)
     }
 
     /// As [`Applier::ask`], but a supervisor that starts the broker by itself is as good as our
     /// command.
-    fn ask_restart(&self, running: ProcessId) -> Result<Ready, ApplyError> {
-        let asked = self.broker.restart();
+    fn ask_restart(&mut self, running: ProcessId) -> Result<Ready, ApplyError> {
+        let asked = self.restart();
         ready::wait(&*self.broker, Some(running), self.ready_timeout).map_err(|missing| match asked
         {
             Err(error) => error.into(),

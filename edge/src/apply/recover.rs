@@ -43,6 +43,7 @@ impl Applier {
     /// [`ApplyError`]; the drop-in is then the last known good one and the intent is kept, so that
     /// the next start tries again.
     pub fn recover(&mut self) -> Result<Recovery, ApplyError> {
+        self.broker.begin();
         // A crash while writing leaves this; the broker does not load it.
         let aside = fs::aside(&self.paths.drop_in);
         self.files.remove(&aside).map_err(fs::at("remove", &aside))?;

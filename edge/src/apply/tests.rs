@@ -175,6 +175,7 @@ fn damaged_state_is_said_and_not_fatal() {
     let (applier, damage) = opened.unwrap();
     assert!(damage.unwrap().to_string().contains("edge.state"));
     assert_eq!(applier.written().unwrap(), Some(wide()));
+    assert_eq!(applier.state().standing, Standing::Paused, "it may have held that, or off");
 }
 
 #[test]
@@ -193,6 +194,79 @@ fn persistence_is_not_switched_on_over_an_unknown_database() {
     let world = shared.world();
     assert!(!world.files.contains_key(database), "the broker must not read it");
     assert!(world.files.values().any(|bytes| bytes == b"stale"), "but it is kept");
+    // After a power cut the broker must not find both the old database and the new drop-in.
+    let at = |path: &Path| world.moves.iter().position(|moved| moved == path).unwrap();
+    assert!(at(Path::new("/var/lib/mosquitto")) < at(Path::new(DROP_IN)), "{:?}", world.moves);
+}
+
+/// Nobody permitted a restart for it, and a full broker serves those whom it has.
+#[test]
+fn a_reload_is_taken_back_without_a_restart_where_the_broker_may_still_serve() {
+    let shared = Shared::new(Fault::None);
+    let before = settings(&[(Knob::AutosaveInterval, 300)]);
+    apply(&shared, Some(before), How::Restart).unwrap();
+    let restarts = shared.world().restarts;
+    shared.world().fault = Fault::Full;
+    let wanted = settings(&[(Knob::AutosaveInterval, 600)]);
+    let error = apply(&shared, Some(wanted), How::Reload).unwrap_err();
+    assert!(!error.is_restored(), "nobody has seen that the old ones are in force: {error}");
+    assert_eq!(shared.drop_in(), Some(before), "but they are put back");
+    assert!(shared.applier().recover().is_err());
+    assert_eq!(shared.world().restarts, restarts, "neither at once nor by a recovery");
+    shared.world().fault = Fault::None;
+    assert_sound(&shared, "with room again");
+    assert_eq!(shared.world().restarts, restarts);
+}
+
+#[test]
+fn every_restart_counts_also_where_it_fails() {
+    let shared = Shared::new(Fault::None);
+    let mut applier = shared.applier();
+    let before = settings(&[(Knob::TcpNodelay, 1)]);
+    applier.apply(Some(before), How::Restart, &SiteValues::default()).unwrap();
+    shared.world().fault = Fault::RefusesWideWindows;
+    applier.apply(Some(wide()), How::Restart, &SiteValues::default()).unwrap_err();
+    assert_eq!(applier.restarts_asked(), 3, "the change, the refused one, and its undoing");
+    assert_eq!(shared.applier().state().restarts_unix_s.len(), 3, "also after a crash");
+}
+
+/// A reload that switches persistence writes over the database, or leaves a stale one behind.
+#[test]
+fn a_reload_never_switches_persistence() {
+    let on = settings(&[(Knob::Persistence, 1), (Knob::AutosaveInterval, 300)]);
+    let kept = settings(&[(Knob::Persistence, 1)]);
+    let mut off = on;
+    off.set(Knob::Persistence, 0).unwrap();
+    for (wanted, left) in [
+        (None, Some(kept)),
+        (Some(settings(&[(Knob::AutosaveInterval, 300)])), Some(on)),
+        (Some(off), Some(on)),
+    ] {
+        let shared = Shared::new(Fault::None);
+        let mut applier = shared.applier();
+        applier.paths.database = Some("/var/lib/mosquitto/mosquitto.db".into());
+        applier.apply(Some(on), How::Restart, &SiteValues::default()).unwrap();
+        applier.apply(wanted, How::Reload, &SiteValues::default()).unwrap();
+        assert_eq!(shared.drop_in(), left, "{wanted:?}");
+        assert_eq!(shared.world().effective.get(Knob::Persistence).value(), Some(1), "{wanted:?}");
+        assert_eq!(applier.state().written, left, "{wanted:?}");
+    }
+    // Where it runs without, a line that would switch it on is left out.
+    let shared = Shared::new(Fault::None);
+    apply(&shared, Some(on), How::Reload).unwrap();
+    assert_eq!(shared.drop_in(), Some(settings(&[(Knob::AutosaveInterval, 300)])));
+}
+
+/// Handing the drop-in over by hand, with an option that is held since.
+#[test]
+fn taking_over_a_drop_in_leaves_persistence_as_it_runs() {
+    let shared = Shared::new(Fault::None);
+    let text = render::render(&settings(&[(Knob::Persistence, 1)]));
+    shared.world().files.insert(DROP_IN.into(), text.as_bytes().to_vec());
+    shared.world().start();
+    let mut applier = shared.applier();
+    applier.adopt(&brokertuner_core::Envelope::default()).unwrap();
+    assert_eq!(shared.world().effective.get(Knob::Persistence).value(), Some(1));
 }
 
 /// Nothing was begun: that is said, and no person is called to look at file and broker.

@@ -36,6 +36,8 @@ pub(super) enum Fault {
     ReloadFails,
     /// The state is not saved.
     NotSaved,
+    /// It runs on, and has no room for one more connection.
+    Full,
 }
 
 #[derive(Debug)]
@@ -54,6 +56,8 @@ pub(super) struct World {
     pub(super) disabled: bool,
     pub(super) effective: Settings,
     pub(super) restarts: u32,
+    /// Renames and synced directories, in their order.
+    pub(super) moves: Vec<PathBuf>,
 }
 
 impl World {
@@ -121,6 +125,7 @@ impl Shared {
             disabled: false,
             effective: Settings::UNWRITTEN,
             restarts: 0,
+            moves: Vec::new(),
         })))
     }
 
@@ -172,6 +177,7 @@ impl Files for Shared {
         let mut world = self.world();
         let bytes = world.files.remove(from).ok_or(ErrorKind::NotFound)?;
         world.files.insert(to.to_path_buf(), bytes);
+        world.moves.push(to.to_path_buf());
         Ok(())
     }
 
@@ -181,8 +187,10 @@ impl Files for Shared {
         Ok(())
     }
 
-    fn sync_dir(&self, _dir: &Path) -> io::Result<()> {
-        self.world().operation()
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        self.world().operation()?;
+        self.world().moves.push(dir.to_path_buf());
+        Ok(())
     }
 }
 
@@ -218,6 +226,8 @@ impl Broker for Shared {
         let memory_limit = limits.get(Knob::MemoryLimit);
         world.effective =
             before.with_those_of(&settings, Apply::Reload).with_that_of(Knob::MemoryLimit, &limits);
+        // Saving is switched by a reload too, and the database with it.
+        world.effective = world.effective.with_that_of(Knob::Persistence, &settings);
         world.disabled |= world.fault == Fault::DisabledByReload && memory_limit.value() > Some(0);
         Ok(())
     }
@@ -246,7 +256,7 @@ impl Broker for Shared {
         if !world.running {
             return Err(ConnackError::Refused { address });
         }
-        if world.disabled {
+        if world.disabled || world.fault == Fault::Full {
             return Err(ConnackError::Closed { address });
         }
         let window = match world.fault {

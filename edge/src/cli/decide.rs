@@ -64,9 +64,11 @@ fn decide(config: &Config, mode: Mode) -> anyhow::Result<Report> {
             None => ControlFlow::Continue(()),
         },
     ));
+    let state_dir = agent.site().paths.state_dir.clone();
+    agent.end();
     let report = outcome.unwrap_or_else(|| bail!("the decision was interrupted"))?;
     if mode == Mode::Act
-        && let Err(error) = StatusFile::in_dir(&agent.site().paths.state_dir).write(&report)
+        && let Err(error) = StatusFile::in_dir(&state_dir).write(&report)
     {
         tracing::warn!(%error, "status.json was not written.");
     }

@@ -1,20 +1,26 @@
 //! `edge helper`.
 
 use std::os::fd::AsFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
+use brokertuner_core::Envelope;
 use brokertuner_edge::config::{Broker, Config};
 use brokertuner_edge::helper::{Helper, serve, serve_for_ever};
 use brokertuner_edge::site::{Environment, Site};
-use nix::unistd::Group;
+use nix::unistd::{Group, geteuid};
 
 use super::rights::agent_user;
 
-pub(super) fn helper(config: &Config, listen: Option<&Path>) -> anyhow::Result<ExitCode> {
+pub(super) fn helper(
+    file: &Path,
+    config: &Config,
+    listen: Option<&Path>,
+) -> anyhow::Result<ExitCode> {
+    only_roots(file)?;
     // Only the parts that its own configuration names: no model, no connection.
     let mut config = config.clone();
     config.helper.r#use = false;
@@ -27,8 +33,14 @@ pub(super) fn helper(config: &Config, listen: Option<&Path>) -> anyhow::Result<E
         ..Broker::default()
     };
     let site = Site::look(&config, &Environment::default())?;
+    // What the broker's files take from the agent counts for the agent: to undo a change it may have
+    // to write what was there before they did.
+    config.broker.main_conf = PathBuf::new();
+    let opted_in = Site::look(&config, &Environment::default())?.envelope.opted_in;
+    let envelope = Envelope { opted_in, ..site.envelope };
     let user = agent_user(&config)?;
-    let helper = Helper { broker: site.broker, paths: site.paths, user_id: user.uid.as_raw() };
+    let user_id = user.uid.as_raw();
+    let helper = Helper { broker: site.broker, paths: site.paths, envelope, user_id };
     let Some(path) = listen else {
         let socket = std::io::stdin().as_fd().try_clone_to_owned();
         let stream = UnixStream::from(socket.context("cannot take over the connection on stdin")?);
@@ -47,4 +59,24 @@ pub(super) fn helper(config: &Config, listen: Option<&Path>) -> anyhow::Result<E
     std::fs::set_permissions(path, PermissionsExt::from_mode(0o660))
         .with_context(|| format!("cannot open {shown} to its group"))?;
     Err(serve_for_ever(&helper, &listener)).context("cannot take connections")
+}
+
+/// Whoever may write the configuration tells the helper which commands to run with its rights.
+fn only_roots(file: &Path) -> anyhow::Result<()> {
+    if !geteuid().is_root() {
+        return Ok(());
+    }
+    let file = std::fs::canonicalize(file).with_context(|| format!("{}", file.display()))?;
+    for path in [Some(&*file), file.parent()].into_iter().flatten() {
+        let found = std::fs::metadata(path).with_context(|| format!("{}", path.display()))?;
+        // A sticky directory lets nobody replace another's file.
+        let is_open = found.mode() & 0o022 != 0 && found.mode() & 0o1000 == 0;
+        if found.uid() != 0 || is_open {
+            let shown = path.display();
+            bail!(
+                "{shown}: others than root may write it, and would have root's rights by the helper; chown root {shown} and chmod go-w {shown}"
+            );
+        }
+    }
+    Ok(())
 }

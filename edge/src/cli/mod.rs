@@ -163,7 +163,9 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
             orders::give(&load_as_agent(&arguments.config)?, &order, json)
         }
         Verb::Doctor => doctor::examine(&arguments.config, json),
-        Verb::Helper { listen } => helper::helper(&load(&arguments.config)?, listen.as_deref()),
+        Verb::Helper { listen } => {
+            helper::helper(&arguments.config, &load(&arguments.config)?, listen.as_deref())
+        }
         Verb::VerifyModel { file } => verify::verify(&file, &arguments.config, json),
         Verb::CheckConfig { file } => {
             config::check(file.as_ref().unwrap_or(&arguments.config), json)

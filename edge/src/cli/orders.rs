@@ -9,7 +9,7 @@ use brokertuner_edge::fs::RealFiles;
 use brokertuner_edge::orders::{self, Answer, Facts, Order};
 use brokertuner_edge::service;
 use brokertuner_edge::site::{Environment, Site};
-use brokertuner_edge::state::{Standing, StateStore};
+use brokertuner_edge::state::{State, StateError, StateStore};
 
 use super::{NO, print_result};
 
@@ -26,18 +26,13 @@ pub(super) fn give(config: &Config, order: &Order, json: bool) -> anyhow::Result
 
 /// Carries the order out without an agent.
 fn on_the_spot(config: &Config, order: &Order) -> anyhow::Result<Answer> {
-    let standing = match order {
-        Order::Pause => Some(Standing::Paused),
-        Order::Off { restore: false, .. } => Some(Standing::Off),
-        _ => None,
-    };
-    if let Some(standing) = standing {
-        return stand(config, order, standing);
+    if !order.touches_broker() {
+        return stand(config, order);
     }
     let site = Site::look(config, &Environment::of_process())?;
     let (mut applier, damage) = site.open_applier()?;
     if let Some(damage) = damage {
-        return Ok(Answer::new(order, false, damage.to_string()));
+        tracing::warn!("{damage}");
     }
     if !orders::is_killed(&site.kill_switch) {
         match applier.recover()? {
@@ -52,14 +47,18 @@ fn on_the_spot(config: &Config, order: &Order) -> anyhow::Result<Answer> {
 }
 
 /// Needs nothing of the broker and its files: it must work where those are broken.
-fn stand(config: &Config, order: &Order, standing: Standing) -> anyhow::Result<Answer> {
-    let store = StateStore::in_dir(&config.agent.state_dir);
-    let mut state = store.load(&RealFiles)?;
-    let is_off = state.standing == Standing::Off;
-    state.standing = if is_off { Standing::Off } else { standing };
-    state.scheduled = None;
+fn stand(config: &Config, order: &Order) -> anyhow::Result<Answer> {
+    let dir = &config.agent.state_dir;
+    let store = StateStore::in_dir(dir);
+    let mut state = match store.load(&RealFiles) {
+        Err(damage @ StateError::Corrupt { .. }) => {
+            tracing::warn!("{damage}");
+            State::default()
+        }
+        found => found?,
+    };
+    let answer = orders::stand(&mut state, order);
     store.save(&RealFiles, &state)?;
-    let said =
-        format!("{}; the next `edge run` changes nothing until `edge resume`", state.standing);
-    Ok(Answer::new(order, true, said))
+    orders::note(dir, &answer, state.last_decision);
+    Ok(answer)
 }

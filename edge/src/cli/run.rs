@@ -69,6 +69,7 @@ pub(super) fn run(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
         })
         .await;
         notify::stopping();
+        agent.end();
         tracing::info!("Stopped; the broker keeps its settings.");
         Ok(ExitCode::SUCCESS)
     })

@@ -34,8 +34,9 @@ fn check_ranges(config: &Config, reader: &mut Reader<'_>) {
             reader.wrong(key, format!("{value} is out of range; use {min} to {max}"));
         }
     };
-    range("control.command_timeout_s", control.command_timeout_s, 1..=600);
-    range("control.ready_timeout_s", control.ready_timeout_s, 1..=600);
+    // The services' watchdog bites after ten minutes, and the helper may take two commands' time.
+    range("control.command_timeout_s", control.command_timeout_s, 1..=240);
+    range("control.ready_timeout_s", control.ready_timeout_s, 1..=240);
     range("targets.deadline_ms", targets.deadline_ms, 1..=600_000);
     range("targets.rss_limit_mib", targets.rss_limit_mib, 1..=65_536);
     range("decide.interval_ms", decide.interval_ms, 250..=3_600_000);
@@ -149,6 +150,16 @@ fn check_methods(config: &Config, reader: &mut Reader<'_>) {
             );
             reader.wrong(&format!("control.{name}"), what);
         }
+    }
+    let is_named = pid.pid > 0 || !pid.unit.is_empty() || !pid.pid_file.as_os_str().is_empty();
+    let by_port = match pid.source {
+        PidSource::Listener => true,
+        PidSource::Auto => !is_named,
+        PidSource::Config | PidSource::Env | PidSource::File | PidSource::Systemd => false,
+    };
+    if config.helper.r#use && by_port {
+        let what = "the helper's sandbox hides who listens on broker.port; set pid.pid_file or pid.unit, and pid.source to \"auto\", \"file\" or \"systemd\"";
+        reader.wrong("pid.source", what.into());
     }
     if pid.pid < 0 {
         reader.wrong("pid.pid", "is negative; use 0 for none".into());

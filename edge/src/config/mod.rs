@@ -84,9 +84,9 @@ sections! {
         reload_command: Vec<String> = Vec::new(),
         /// Program and arguments for restart = "command".
         restart_command: Vec<String> = Vec::new(),
-        /// Longest run of a command, in seconds. 1 to 600.
+        /// Longest run of a command, in seconds. 1 to 240.
         command_timeout_s: u32 = 30,
-        /// How long the broker may take to be ready after a reload or restart, in seconds. 1 to 600.
+        /// How long the broker may take to be ready after a reload or restart, in seconds. 1 to 240.
         ready_timeout_s: u32 = 20,
     }
 
@@ -133,9 +133,9 @@ sections! {
         dwell_s: u32 = 60,
         /// How long the effect of a change is watched before the next, in seconds. 1 to 86400.
         verify_window_s: u32 = 30,
-        /// Restarts in any 60 minutes. 0 to 32; 0: the agent never restarts the broker.
+        /// Restarts in any 60 minutes. 0 to 32; 0: nothing is changed that takes a restart.
         restarts_per_hour_max: u8 = 4,
-        /// Restarts in any 24 hours. 0 to 64; 0: the agent never restarts the broker.
+        /// Restarts in any 24 hours. 0 to 64; 0: nothing is changed that takes a restart.
         restarts_per_day_max: u8 = 12,
         /// Times of day without restarts, as in ["22:00-06:00", "12:00-13:00"], by the clock on
         /// the wall.
@@ -293,6 +293,15 @@ impl Config {
             }]),
         };
         found.map_err(|faults| ConfigError::Faults { path: path.into(), faults })
+    }
+
+    /// The file that stops everything while it exists.
+    #[must_use]
+    pub fn kill_switch(&self) -> PathBuf {
+        match self.agent.kill_switch_file.as_os_str().is_empty() {
+            true => self.agent.state_dir.join("kill-switch"),
+            false => self.agent.kill_switch_file.clone(),
+        }
     }
 
     /// The rules of one option.

@@ -80,6 +80,22 @@ listen = "0.0.0.0:80"
     );
 }
 
+/// Its sandbox hides the listeners from the helper, and the watchdog ends what takes too long.
+#[test]
+fn what_the_service_files_do_not_carry_is_refused() {
+    let beside = |pid: &str| format!("[helper]\nuse = true\n[pid]\n{pid}\n");
+    for pid in ["source = \"listener\"", "unit = \"\""] {
+        let said = faults(&beside(pid));
+        assert!(said[0].contains("set pid.pid_file or pid.unit"), "{said:?}");
+    }
+    for pid in ["", "unit = \"\"\npid_file = \"/run/mosquitto.pid\""] {
+        assert!(Config::parse(&beside(pid)).is_ok(), "{pid}");
+    }
+    let said = faults("[control]\ncommand_timeout_s = 241\nready_timeout_s = 600\n");
+    assert_eq!(said.len(), 2, "{said:?}");
+    assert!(said.iter().all(|line| line.contains("use 1 to 240")), "{said:?}");
+}
+
 #[test]
 fn broken_syntax_does_not_hide_the_other_faults() {
     let said = faults("[broker]\nport = = 3\n[decide]\ninterval_ms = 1\n");

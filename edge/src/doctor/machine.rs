@@ -35,11 +35,7 @@ pub(super) fn own_files(config: &Config, environment: &Environment, checks: &mut
     });
     match StateStore::in_dir(dir).load(&RealFiles) {
         Ok(state) => {
-            let kill_switch = match config.agent.kill_switch_file.as_os_str().is_empty() {
-                true => dir.join("kill-switch"),
-                false => config.agent.kill_switch_file.clone(),
-            };
-            checks.push(match Restraint::of(&state, &kill_switch) {
+            checks.push(match Restraint::of(&state, &config.kill_switch()) {
                 Some(restraint) => Check::note("standing", restraint.to_string(), ""),
                 None if Lock::is_taken(dir) => Check::good("standing", "an agent is at work"),
                 None => Check::note("standing", "no agent is running", "edge run"),
@@ -160,6 +156,11 @@ pub(super) fn ways(config: &Config, site: &Site, checks: &mut Vec<Check>) {
             }
             method => match method.flaw(check) {
                 None => Check::good(check, format!("by {method}")),
+                // A program of root's need not be there for the agent's user.
+                Some(flaw) if config.helper.r#use => {
+                    let found = format!("{}, as far as this user can see", flaw.found);
+                    Check::note(check, found, format!("see as root, who runs it; {}", flaw.remedy))
+                }
                 Some(flaw) => Check::wrong(check, flaw.found, flaw.remedy),
             },
         });

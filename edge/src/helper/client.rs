@@ -13,6 +13,7 @@ use super::{Answer, Request, receive, send};
 use crate::connack::{Connack, ConnackError};
 use crate::control::{Broker, ControlError, LiveBroker};
 use crate::fs::{Files, RealFiles, aside, dir_of};
+use crate::notify;
 use crate::pid::{PidError, ProcessId};
 
 /// Asks the helper.
@@ -30,6 +31,7 @@ impl Client {
     /// # Errors
     /// The helper can't be reached, or refuses; the message says what to do.
     pub fn ask(&self, request: &Request) -> io::Result<Answer> {
+        notify::alive();
         let socket = self.socket.display();
         let failed = |error: io::Error| {
             let kind = error.kind();
@@ -134,6 +136,11 @@ impl Client {
 }
 
 impl Broker for HelperBroker {
+    fn begin(&self) {
+        self.flags.save_first.store(false, Ordering::Relaxed);
+        self.flags.set_database_aside.store(false, Ordering::Relaxed);
+    }
+
     fn process(&self) -> Result<ProcessId, PidError> {
         self.live.finder.find()
     }
@@ -216,8 +223,13 @@ impl Files for HelperFiles {
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        // That of the drop-in is synced by the helper, before it answers.
-        if dir == dir_of(&self.drop_in) { Ok(()) } else { RealFiles.sync_dir(dir) }
+        // Those of drop-in and database are synced by the helper, before it answers.
+        let by_helper = [Some(&*self.drop_in), self.database.as_deref()];
+        if by_helper.into_iter().flatten().any(|file| dir == dir_of(file)) {
+            Ok(())
+        } else {
+            RealFiles.sync_dir(dir)
+        }
     }
 }
 
@@ -225,6 +237,34 @@ impl Files for HelperFiles {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
     use super::*;
+
+    /// The save of a change that never came to its restart is no part of the next one's.
+    #[test]
+    fn another_change_begins_without_what_an_earlier_one_asked_for() {
+        let socket = tempfile::tempdir().unwrap().path().join("none");
+        let client = Client { socket, timeout: Duration::from_secs(1) };
+        let address = std::net::SocketAddr::from(([127, 0, 0, 1], 1));
+        let live = LiveBroker {
+            address,
+            client_id: "test".into(),
+            credentials: None,
+            mqtt: crate::mqtt::ProtocolChoice::default(),
+            tls: None,
+            finder: crate::pid::PidFinder::listener(address),
+            reload: crate::control::Method::None,
+            restart: crate::control::Method::None,
+            command_timeout: Duration::from_secs(1),
+            answer_timeout: Duration::from_secs(1),
+        };
+        let database = Path::new("/var/lib/mosquitto/mosquitto.db");
+        let (files, broker) = client.seams(live, Path::new("/tmp/zz.conf"), Some(database));
+        let process = ProcessId { pid: 1, start_ticks: 1 };
+        broker.save(process, database).unwrap();
+        files.rename(database, Path::new("/aside")).unwrap();
+        broker.begin();
+        assert!(!broker.flags.save_first.load(Ordering::Relaxed));
+        assert!(!broker.flags.set_database_aside.load(Ordering::Relaxed));
+    }
 
     #[test]
     fn a_refusal_is_heard_though_the_helper_has_closed() {

@@ -4,13 +4,14 @@ use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
 
-use brokertuner_core::render;
+use brokertuner_core::envelope::Violation;
+use brokertuner_core::{Envelope, Settings, render};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
 use super::{Answer, Request, receive, send};
 use crate::apply::{Paths, set_aside};
 use crate::control::{Broker as _, LiveBroker};
-use crate::fs::{self, MODE_CONF, RealFiles};
+use crate::fs::{self, Files as _, MODE_CONF, RealFiles};
 use crate::sampler::read_process;
 
 /// How long a peer may take for its request, and to take the answer.
@@ -23,6 +24,8 @@ pub struct Helper {
     pub broker: LiveBroker,
     /// Its files.
     pub paths: Paths,
+    /// The operator's bounds: which options may be written at all, and to what.
+    pub envelope: Envelope,
     /// The user whose processes may ask, besides root.
     pub user_id: u32,
 }
@@ -58,9 +61,26 @@ impl Helper {
             if render::render(&settings).as_str() != text {
                 return Err("refused: not as BrokerTuner renders settings".into());
             }
+            self.check(&settings)?;
         }
         let bytes = text.map(str::as_bytes);
         fs::replace(&RealFiles, &self.paths.drop_in, bytes, MODE_CONF).map_err(|e| e.to_string())
+    }
+
+    /// What the operator forbids is refused, whoever asks. What the site has and what stands in the
+    /// drop-in already is nothing new: a line is given up, or put back.
+    fn check(&self, settings: &Settings) -> Result<(), String> {
+        let present = RealFiles.read(&self.paths.drop_in).ok().flatten();
+        let present = present.and_then(|bytes| render::parse(&String::from_utf8(bytes).ok()?).ok());
+        let present = present.unwrap_or_default();
+        let found = self.envelope.check(settings);
+        let forbidden = found.iter().find(|violation| {
+            let knob = violation.knob();
+            let is_operators = matches!(violation, Violation::Held(_) | Violation::OutOfBounds(..));
+            let is_sites = settings.get(knob).value() == Some(self.envelope.site.get(knob));
+            is_operators && !is_sites && settings.get(knob) != present.get(knob)
+        });
+        forbidden.map_or(Ok(()), |violation| Err(format!("refused: {violation}")))
     }
 
     fn reload(&self) -> Result<(), String> {

@@ -167,6 +167,17 @@ impl PidError {
     pub fn is_hidden(&self) -> bool {
         matches!(self, Self::Hidden { .. } | Self::Proxy { .. } | Self::Ambiguous { .. })
     }
+
+    /// The broker has ended, as far as can be told: not merely hidden from whoever looks.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        match self {
+            Self::Gone { .. } | Self::Reused { .. } | Self::NobodyListens { .. } => true,
+            // Mosquitto removes it when it ends.
+            Self::File { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
+            _ => false,
+        }
+    }
 }
 
 /// What is needed to find the broker's process.

@@ -3,7 +3,7 @@
 
 use std::fs::{self, Permissions};
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -28,8 +28,20 @@ const POLL: Duration = Duration::from_millis(50);
 /// Orders are for root and the agent's own user.
 pub(super) const MODE: u32 = 0o600;
 
-/// Makes the socket, in place of one that an earlier run left behind.
+/// Makes the socket, in place of one that an earlier run left behind, and of nothing else.
 pub(super) fn bind(path: &Path, mode: u32) -> io::Result<StdListener> {
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(io::Error::other("something else than a socket lies there"));
+        }
+        // Full is as good as taken.
+        Ok(_) => match StdStream::connect(path) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+            _ => return Err(io::Error::new(io::ErrorKind::AddrInUse, "someone listens there")),
+        },
+    }
     let aside = crate::fs::aside(path);
     let _ = fs::remove_file(&aside);
     let listener = StdListener::bind(&aside)?;

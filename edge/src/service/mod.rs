@@ -84,9 +84,14 @@ impl Service {
         let (stop, mut stopped) = watch::channel(false);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(ServiceError::Thread)?;
+        let (control, bound) = {
+            // Taken over here, where a failure can still be told.
+            let _inside = runtime.enter();
+            let control = UnixListener::from_std(control).map_err(ServiceError::Thread)?;
+            (control, bound.map(http::Bound::into_async).transpose().map_err(ServiceError::Thread)?)
+        };
         let thread = thread::Builder::new().name("service".into()).stack_size(STACK_BYTES);
         let serve = async move {
-            let Ok(control) = UnixListener::from_std(control) else { return };
             if let (Some(bound), Some((options, board))) = (bound, http) {
                 tokio::spawn(http::serve(bound, options, board, call.clone()));
             }

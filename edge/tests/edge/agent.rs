@@ -6,13 +6,20 @@ use std::time::Duration;
 use brokertuner_core::controller::HoldReason;
 use brokertuner_core::envelope::Envelope;
 use brokertuner_core::features::View;
+use brokertuner_core::sample::Sys;
 use brokertuner_core::{Knob, Settings};
 use brokertuner_edge::agent::{Agent, Mode, Tick, Verdict};
 use brokertuner_edge::apply::unix_s;
 use brokertuner_edge::config::Config;
 use brokertuner_edge::control::Broker as _;
+use brokertuner_edge::fs::{MODE_CONF, RealFiles, replace};
+use brokertuner_edge::knobs_request::{KnobsAnswer, KnobsRequest};
+use brokertuner_edge::orders::{Order, Restraint};
+use brokertuner_edge::sampler::Link;
 use brokertuner_edge::site::{Environment, Site};
-use brokertuner_edge::state::{self, State};
+use brokertuner_edge::state::{self, How, Intent, State, StateStore};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use super::broker::{Broker, eventually};
 
@@ -106,20 +113,24 @@ fn a_verification_outlives_the_agent() {
     let rules = "[decide]\ndwell_s = 0\nverify_window_s = 2\n";
     let mut agent = Agent::start(site(&broker, rules), Box::new(policy)).unwrap();
     until(&mut agent, "a change", |tick| matches!(tick.verdict, Verdict::Changed(..)));
+    let before = agent.controller().before_watched();
+    assert!(before.is_some_and(|(_, health)| health.clients.is_some()), "{before:?}");
     drop(agent);
     let script = fs::read_to_string(broker.path("start")).unwrap();
     let script = script.replace("max_inflight_messages 4000", "max_inflight_messages 600");
     fs::write(broker.path("start"), script).unwrap();
     broker.live().restart().unwrap();
     let mut agent = Agent::start(site(&broker, rules), Box::new(policy)).unwrap();
+    assert_eq!(agent.controller().before_watched(), before, "it is judged against the same");
     let tick = until(&mut agent, "the change back", |tick| {
         matches!(tick.verdict, Verdict::Changed(..) | Verdict::Failed(..))
     });
     assert!(matches!(&tick.verdict, Verdict::Changed(plan, _) if plan.is_roll_back), "{tick:?}");
 }
 
+/// A damaged memory may have held `edge off`: nothing is changed until a person says so.
 #[test]
-fn a_damaged_memory_holds_first_and_keeps_holding() {
+fn a_damaged_memory_holds_until_told() {
     let broker = Broker::start("");
     let site = || site(&broker, "[decide]\ndwell_s = 0\n");
     drop(Agent::start(site(), Box::new(policy)).unwrap());
@@ -127,11 +138,258 @@ fn a_damaged_memory_holds_first_and_keeps_holding() {
     fs::write(&state, "neither magic nor state").unwrap();
     for _ in 0..2 {
         let mut agent = Agent::start(site(), Box::new(policy)).unwrap();
-        let tick = until(&mut agent, "a hold", |tick| matches!(tick.verdict, Verdict::Hold(_)));
-        let Verdict::Hold(reason) = tick.verdict else { unreachable!() };
-        assert_eq!(reason.to_string(), "waiting after a failed change");
-        assert_eq!(agent.controller().failures(), 1);
+        let tick = agent.tick(Mode::Act);
+        assert!(
+            matches!(tick.verdict, Verdict::Restrained(Restraint::Paused)),
+            "{:?}",
+            tick.verdict
+        );
     }
+    let mut agent = Agent::start(site(), Box::new(policy)).unwrap();
+    assert!(agent.obey(&Order::Resume).done);
+    until(&mut agent, "a change", |tick| matches!(tick.verdict, Verdict::Changed(..)));
+}
+
+/// A restart that was cut short: the drop-in is in place, the broker may have it or not.
+pub(super) fn cut_short(broker: &Broker) -> Settings {
+    let mut to = Settings::UNWRITTEN;
+    to.set(Knob::InflightMessagesMax, WINDOW).unwrap();
+    to.set(Knob::QueuedMessagesMax, 5000).unwrap();
+    let before = broker.live().process().unwrap();
+    let (interim, interim_back) = (None, None);
+    let how = How::Restart;
+    let intent =
+        Intent { from: None, to: Some(to), interim, interim_back, how, before, back: false };
+    fs::create_dir_all(broker.path("state")).unwrap();
+    let state = State { intent: Some(intent), ..State::default() };
+    StateStore::in_dir(&broker.path("state")).save(&RealFiles, &state).unwrap();
+    let text = brokertuner_core::render::render(&to);
+    replace(&RealFiles, &broker.drop_in(), Some(text.as_bytes()), MODE_CONF).unwrap();
+    to
+}
+
+/// The agent can't connect, for a reason of its own; the clients are fine. It must not restart the
+/// broker at each of its own starts, and not at all in between.
+#[test]
+fn a_recovery_that_fails_is_not_repeated_for_ever() {
+    let broker = Broker::start("");
+    cut_short(&broker);
+    broker.live().restart().unwrap();
+    let restarted = |pid| {
+        let now = eventually("a broker", || broker.live().process().ok());
+        eventually("an answer", || broker.live().answer().ok());
+        (now.pid != pid).then_some(now.pid)
+    };
+    let mut pid = eventually("the restart", || restarted(0));
+    let mut restarts = 0;
+    for start in 1..=5 {
+        let mut deaf = site(&broker, "[decide]\ndwell_s = 0\n");
+        deaf.broker.address.set_port(1);
+        deaf.ready_timeout = Duration::from_millis(500);
+        let mut agent = Agent::start(deaf, Box::new(policy)).unwrap();
+        for _ in 0..3 {
+            let tick = agent.tick(Mode::Act);
+            let Verdict::Restrained(restraint) = tick.verdict else { panic!("{:?}", tick.verdict) };
+            match start {
+                5 => assert!(matches!(restraint, Restraint::StartLoop(5)), "{restraint}"),
+                _ => assert!(matches!(restraint, Restraint::Unended(_)), "{restraint}"),
+            }
+        }
+        let mut asked = Settings::UNWRITTEN;
+        asked.set(Knob::AutosaveInterval, 300).unwrap();
+        let answer = agent.set_knobs(KnobsRequest { settings: asked, ..KnobsRequest::default() });
+        assert!(matches!(answer, KnobsAnswer::Held(_)), "{answer:?}");
+        // The kill switch coming and going gives no new try either.
+        fs::write(broker.path("state/kill-switch"), "").unwrap();
+        assert!(matches!(
+            agent.tick(Mode::Act).verdict,
+            Verdict::Restrained(Restraint::KillSwitch(_))
+        ));
+        fs::remove_file(broker.path("state/kill-switch")).unwrap();
+        assert!(matches!(agent.tick(Mode::Act).verdict, Verdict::Restrained(_)));
+        assert!(agent.applier().state().intent.is_some(), "what is to be ended is not forgotten");
+        if let Some(now) = restarted(pid) {
+            (pid, restarts) = (now, restarts + 1);
+        }
+    }
+    assert!(restarts <= 4, "{restarts} restarts");
+
+    // Where the agent hears again, a person's word ends it.
+    let rules = "[decide]\ndwell_s = 0\nrestarts_per_hour_max = 32\n";
+    let mut agent = Agent::start(site(&broker, rules), Box::new(policy)).unwrap();
+    let answer = agent.obey(&Order::Resume);
+    assert!(answer.done, "{answer}");
+    assert_eq!(agent.applier().state().intent, None);
+    assert!(!broker.drop_in().exists(), "taken back");
+    until(&mut agent, "a change", |tick| matches!(tick.verdict, Verdict::Changed(..)));
+}
+
+/// While the file exists nothing is changed, also not by an order that finds a change half done.
+#[test]
+fn an_order_under_the_kill_switch_ends_nothing() {
+    let broker = Broker::start("");
+    let to = cut_short(&broker);
+    let pid = broker.pid();
+    fs::write(broker.path("state/kill-switch"), "").unwrap();
+    let mut agent = Agent::start(site(&broker, ""), Box::new(policy)).unwrap();
+    let restored = Order::Off { restore: true, allow_state_loss: true };
+    let rolled_back = Order::Rollback { allow_state_loss: true };
+    let off = Order::Off { restore: false, allow_state_loss: false };
+    let text = brokertuner_core::render::render(&to);
+    for (order, is_done) in
+        [(restored, false), (rolled_back, false), (Order::Resume, false), (off, true)]
+    {
+        let answer = agent.obey(&order);
+        assert_eq!(answer.done, is_done, "{answer}");
+        agent.tick(Mode::Act);
+        assert_eq!(fs::read_to_string(broker.drop_in()).unwrap(), text.as_str(), "{order}");
+        assert_eq!(broker.pid(), pid, "{order}");
+        assert!(agent.applier().state().intent.is_some(), "{order}");
+    }
+    fs::remove_file(broker.path("state/kill-switch")).unwrap();
+    agent.tick(Mode::Act);
+    assert!(agent.applier().state().intent.is_some(), "it is off");
+    assert!(agent.obey(&Order::Resume).done);
+    assert!(!broker.drop_in().exists(), "the restart never happened: taken back");
+    assert_eq!(broker.pid(), pid);
+}
+
+fn asks(values: &[(Knob, u64)]) -> KnobsRequest {
+    let mut settings = Settings::UNWRITTEN;
+    for &(knob, value) in values {
+        settings.set(knob, value).unwrap();
+    }
+    KnobsRequest { settings, ..KnobsRequest::default() }
+}
+
+/// Leaves a retained message with the broker.
+fn retain(broker: &Broker) {
+    use std::io::{Read as _, Write as _};
+    let mut stream = std::net::TcpStream::connect(broker.address).unwrap();
+    stream.write_all(b"\x10\x0c\0\x04MQTT\x04\x02\0\x3c\0\0").unwrap();
+    stream.read_exact(&mut [0; 4]).unwrap();
+    stream.write_all(b"\x31\x06\0\x03a/bx\xc0\0").unwrap();
+    stream.read_exact(&mut [0; 2]).unwrap();
+}
+
+const PERSISTENT: &str = "[decide]\ndwell_s = 0\n[knobs.persistence]\ntune = \"yes\"\n";
+
+/// What a person asks for is judged by where it leads, whatever the policy wants meanwhile.
+#[test]
+fn a_restart_into_no_persistence_waits_where_it_would_lose_messages() {
+    let place = tempfile::tempdir().unwrap();
+    let lines = format!("persistence true\npersistence_location {}/\n", place.path().display());
+    let broker = Broker::start(&lines);
+    retain(&broker);
+    let wants_nothing = |_: &View<'_>, _: &Envelope| Settings::UNWRITTEN;
+    let mut agent = Agent::start(site(&broker, PERSISTENT), Box::new(wants_nothing)).unwrap();
+    until(&mut agent, "figures", |tick| matches!(tick.verdict, Verdict::Hold(_)));
+    let pid = broker.pid();
+    let answer = agent.set_knobs(asks(&[(Knob::Persistence, 0)]));
+    assert!(matches!(answer, KnobsAnswer::Scheduled { .. }), "{answer:?}");
+    let tick = agent.tick(Mode::Act);
+    let Verdict::Hold(reason) = tick.verdict else { panic!("{:?}", tick.verdict) };
+    assert!(reason.to_string().contains("would lose"), "{reason}");
+    assert_eq!(broker.pid(), pid);
+}
+
+/// Off without permission for the restart: a reload must not switch persistence, nor may an agent at
+/// work take the present settings for those to come.
+#[test]
+fn going_back_to_no_persistence_asks_first_and_switches_nothing_by_a_reload() {
+    let place = tempfile::tempdir().unwrap();
+    let broker = Broker::start(&format!("persistence_location {}/\n", place.path().display()));
+    let persistent = |_: &View<'_>, _: &Envelope| {
+        let mut wanted = Settings::UNWRITTEN;
+        wanted.set(Knob::Persistence, 1).unwrap();
+        wanted
+    };
+    let mut agent = Agent::start(site(&broker, PERSISTENT), Box::new(persistent)).unwrap();
+    until(&mut agent, "a change", |tick| matches!(tick.verdict, Verdict::Changed(..)));
+    until(
+        &mut agent,
+        "its end",
+        |tick| matches!(tick.verdict, Verdict::Hold(reason) if reason.to_string() == "the settings fit"),
+    );
+    retain(&broker);
+    let pid = broker.pid();
+    eventually("the message to be seen", || {
+        let tick = agent.tick(Mode::Act);
+        let seen = tick.record.sample.sys.get(Sys::RetainedMessages)?;
+        (seen > agent.sampler().sys_retained()).then_some(())
+    });
+    for order in [
+        Order::Rollback { allow_state_loss: false },
+        Order::Off { restore: true, allow_state_loss: false },
+    ] {
+        let answer = agent.obey(&order);
+        assert!(!answer.done && answer.said.contains("--allow-state-loss"), "{answer}");
+        assert_eq!(broker.pid(), pid, "{answer}");
+        let text = fs::read_to_string(broker.drop_in()).unwrap();
+        assert!(text.contains("persistence true"), "{order}: {text}");
+    }
+    let answer = agent.obey(&Order::Off { restore: true, allow_state_loss: true });
+    assert!(answer.done && !broker.drop_in().exists(), "{answer}");
+}
+
+/// What a person set stays theirs when a change of the policy's is undone; what could not be set is
+/// not theirs.
+#[test]
+fn what_a_person_set_outlives_a_rollback_of_the_policys() {
+    let broker = Broker::start("");
+    let rules = "[decide]\ndwell_s = 0\nverify_window_s = 1\n";
+    let is_on = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let switch = std::sync::Arc::clone(&is_on);
+    let policy = move |view: &View<'_>, envelope: &Envelope| {
+        let wants = switch.load(std::sync::atomic::Ordering::Relaxed);
+        if wants { policy(view, envelope) } else { Settings::UNWRITTEN }
+    };
+    let mut agent = Agent::start(site(&broker, rules), Box::new(policy)).unwrap();
+    let fits = |tick: &Tick| matches!(tick.verdict, Verdict::Hold(reason) if reason.to_string() == "the settings fit");
+    until(&mut agent, "figures", fits);
+    let answer = agent.set_knobs(asks(&[(Knob::AutosaveInterval, 300)]));
+    assert!(matches!(answer, KnobsAnswer::Applied(_)), "{answer:?}");
+    until(&mut agent, "its verification", fits);
+    assert_eq!(agent.applier().state().good, agent.applier().state().written);
+
+    is_on.store(true, std::sync::atomic::Ordering::Relaxed);
+    until(&mut agent, "a change", |tick| matches!(tick.verdict, Verdict::Changed(..)));
+    let script = fs::read_to_string(broker.path("start")).unwrap();
+    let script = script.replace("max_inflight_messages 4000", "max_inflight_messages 600");
+    fs::write(broker.path("start"), script).unwrap();
+    broker.live().restart().unwrap();
+    until(
+        &mut agent,
+        "the change back",
+        |tick| matches!(&tick.verdict, Verdict::Changed(plan, _) if plan.is_roll_back),
+    );
+    let pinned = agent.applier().state().pinned.unwrap_or_default();
+    assert_eq!(pinned.get(Knob::AutosaveInterval).value(), Some(300));
+
+    // Set elsewhere meanwhile: refused, and no pin is left behind.
+    fs::write(broker.path("conf.d/zzzz.conf"), "autosave_interval 77\n").unwrap();
+    let answer = agent.set_knobs(asks(&[(Knob::AutosaveInterval, 500)]));
+    assert!(!matches!(answer, KnobsAnswer::Applied(_)), "{answer:?}");
+    let pinned = agent.applier().state().pinned.unwrap_or_default();
+    assert_eq!(pinned.get(Knob::AutosaveInterval).value(), Some(300));
+}
+
+/// Lines that lie dormant since someone wrote them by hand are not what was asked for.
+#[test]
+fn setting_a_reloadable_option_never_restarts() {
+    let broker = Broker::start("");
+    let wants_nothing = |_: &View<'_>, _: &Envelope| Settings::UNWRITTEN;
+    let held = "[decide]\nrestarts_per_hour_max = 0\n";
+    let mut agent = Agent::start(site(&broker, held), Box::new(wants_nothing)).unwrap();
+    until(&mut agent, "figures", |tick| matches!(tick.verdict, Verdict::Hold(_)));
+    fs::write(broker.drop_in(), "set_tcp_nodelay true\n").unwrap();
+    until(&mut agent, "hands off", |tick| matches!(tick.verdict, Verdict::HandsOff(_)));
+    let stored = StateStore::in_dir(&broker.path("state")).load(&RealFiles).unwrap();
+    assert_eq!(stored.last_decision, 1, "killed now, the next decision has a number of its own");
+    assert!(agent.obey(&Order::Resume).done);
+    assert!(agent.controller().dormant().contains(Knob::TcpNodelay));
+    let answer = agent.set_knobs(asks(&[(Knob::AutosaveInterval, 300)]));
+    assert!(matches!(answer, KnobsAnswer::Applied(_)), "{answer:?}");
 }
 
 /// Looking on takes nothing over and writes nothing, also in the verify window of the agent that is
@@ -178,4 +436,41 @@ fn a_restart_by_someone_else_is_noticed() {
         let noted = agent.applier().state().effective.unwrap().process;
         (noted != before).then_some(())
     });
+}
+
+/// Its connections stay open, and it answers nobody: seen at the next decision, not a keep-alive
+/// later.
+#[test]
+fn a_broker_that_hangs_after_a_change_is_seen_at_once() {
+    let broker = Broker::start("");
+    let rules = "[decide]\ndwell_s = 0\nverify_window_s = 60\n";
+    let mut agent = Agent::start(site(&broker, rules), Box::new(policy)).unwrap();
+    until(&mut agent, "a change", |tick| matches!(tick.verdict, Verdict::Changed(..)));
+    eventually("the sampler's connection", || {
+        agent.tick(Mode::Act);
+        (agent.sampler().link() == Link::Up).then_some(())
+    });
+    let pid = Pid::from_raw(broker.pid());
+    kill(pid, Signal::SIGSTOP).unwrap();
+    let tick = agent.tick(Mode::Act);
+    let is_up = agent.sampler().link() == Link::Up;
+    kill(pid, Signal::SIGCONT).unwrap();
+    assert!(is_up && !tick.health.is_serving, "{is_up}: {:?}", tick.health);
+}
+
+/// The restart that fails and the one that undoes it disconnect the clients twice.
+#[test]
+fn a_refused_restart_counts_twice() {
+    let broker = Broker::start("");
+    let refused = |_: &View<'_>, _: &Envelope| {
+        let mut wanted = Settings::UNWRITTEN;
+        wanted.set(Knob::InflightMessagesMax, 4000).unwrap();
+        wanted.set(Knob::QueuedMessagesMax, 8000).unwrap();
+        wanted
+    };
+    let mut agent =
+        Agent::start(site(&broker, "[decide]\ndwell_s = 0\n"), Box::new(refused)).unwrap();
+    let tick = until(&mut agent, "a try", |tick| matches!(tick.verdict, Verdict::Failed(..)));
+    assert_eq!(agent.controller().restarts_in_hour(tick.at), 2);
+    assert_eq!(agent.applier().state().restarts_unix_s.len(), 2);
 }

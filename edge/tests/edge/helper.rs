@@ -45,7 +45,8 @@ impl Site {
         let socket = broker.path("helper.sock");
         let extra = format!(
             "[decide]\ninterval_ms = 250\nverify_window_s = 1\n\
-             [helper]\nuse = true\nsocket = {socket:?}\nuser = {user:?}\n"
+             [helper]\nuse = true\nsocket = {socket:?}\nuser = {user:?}\n\
+             [knobs.autosave_interval]\nmin = 60\nmax = 7200\n"
         );
         let config = broker.edge_config(&broker.path("model.btm"), &extra);
         let mut command = edge(&["helper", "--config", config.to_str().unwrap()]);
@@ -166,6 +167,10 @@ fn the_helper_does_its_five_things_and_nothing_else() {
     let text = brokertuner_core::render::render(&settings);
     assert_eq!(write(text.as_str()), Answer::Done);
     assert_eq!(fs::read_to_string(&drop_in).unwrap(), text.as_str());
+    // What the operator forbids; what stands there already may be put back.
+    assert!(refusal(write("# Written by BrokerTuner. Edit it and the agent lets go of it.\nautosave_interval 50000\n")).contains("must be 60 to 7200"));
+    assert!(refusal(write("# Written by BrokerTuner. Edit it and the agent lets go of it.\nqueue_qos0_messages true\n")).contains("is held"));
+    assert_eq!(fs::read_to_string(&drop_in).unwrap(), text.as_str());
     assert_eq!(site.ask(&Request::Reload), Answer::Done);
     eventually("the reload", || site.broker.log().contains("Reloading config").then_some(()));
     assert_eq!(site.ask(&Request::Write(None)), Answer::Done);
@@ -230,6 +235,29 @@ fn orders_of_root_are_carried_out_as_the_agents_user() {
     let again = site.once();
     assert_eq!(again.status.code(), Some(0), "{}", said(&again));
     assert!(site.broker.drop_in().exists(), "{}", said(&again));
+}
+
+/// Whoever may write the configuration would run commands as root.
+#[test]
+fn a_configuration_that_others_may_write_is_refused() {
+    let site = Site::start(AGENT, "");
+    let agent = User::from_name(AGENT).unwrap().unwrap();
+    let refused = || {
+        let mut command = edge(&["helper", "--config", site.config.to_str().unwrap()]);
+        let output = command.stdin(Stdio::null()).output().unwrap();
+        output.status.code() == Some(2) && said(&output).contains("others than root may write it")
+    };
+    assert!(!refused());
+    chmod(&site.config, 0o666);
+    assert!(refused());
+    chmod(&site.config, 0o644);
+    chown(&site.config, Some(agent.uid), None).unwrap();
+    assert!(refused());
+    chown(&site.config, Some(0.into()), None).unwrap();
+    chmod(site.broker.dir.path(), 0o777);
+    assert!(refused());
+    chmod(site.broker.dir.path(), 0o755);
+    assert!(!refused());
 }
 
 /// As systemd starts it: the connection is standard input.

@@ -234,7 +234,11 @@ fn reading_needs_no_token_and_is_true() {
     let report: Report = serde_json::from_str(&body).unwrap();
     assert_eq!((status, report.broker.pid), (200, Some(site.broker.pid())));
 
-    let (status, text) = http.get("/metrics");
+    let (status, text) = eventually("a probe that came back", || {
+        let (status, text) = http.get("/metrics");
+        let has_probe = text.contains("\nbrokertuner_broker_probe_latency_qos0_seconds ");
+        has_probe.then_some((status, text))
+    });
     assert_eq!(status, 200);
     let scrape = Scrape::parse(text.lines().map(|line| Ok(line.to_owned()))).unwrap();
     let written = text.lines().filter(|line| !line.starts_with('#')).count();
@@ -260,7 +264,7 @@ fn reading_needs_no_token_and_is_true() {
     let seconds = text
         .lines()
         .find_map(|line| line.strip_prefix("brokertuner_broker_probe_latency_qos0_seconds "));
-    let seconds: f64 = seconds.unwrap_or("0.001").parse().unwrap();
+    let seconds: f64 = seconds.unwrap_or_else(|| panic!("no probe: {text}")).parse().unwrap();
     assert!((1e-6..1.0).contains(&seconds), "{seconds}: {text}");
     drop(agent);
 }
@@ -395,7 +399,17 @@ fn a_unix_socket_serves_as_well_and_a_taken_port_is_an_error() {
     assert_eq!(answer, "{\"status\":\"ok\"}\n");
     let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&path).unwrap().permissions());
     assert_eq!(mode & 0o777, 0o660);
+    // Where someone is served, nobody else begins to listen; where something else lies, neither.
+    let listen = format!("unix:{}", path.display());
+    let second = site(&mosquittos()[0], &listen, "");
+    let (code, _, err) = on(&second.config, &["run"]);
+    assert!(code == 2 && err.contains("someone listens there"), "{code}: {err}");
     drop(agent);
+    fs::remove_file(&path).unwrap();
+    fs::write(&path, "precious").unwrap();
+    let (code, _, err) = on(&second.config, &["run"]);
+    assert!(code == 2 && err.contains("something else than a socket"), "{code}: {err}");
+    assert_eq!(fs::read(&path).unwrap(), b"precious");
 
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let site = site(&mosquittos()[0], &taken.local_addr().unwrap().to_string(), "");

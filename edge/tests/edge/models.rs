@@ -110,6 +110,15 @@ fn verify_model_says_what_is_wrong_with_a_file() {
     let said = refusal(&good);
     assert!(said.contains("its counter is 4, but 5 was accepted"), "{said}");
 
+    // What can't be read may hold any counter.
+    fs::write(dir.path().join("state/accepted.btm"), "damaged").unwrap();
+    let said = refusal(&good);
+    assert!(said.contains("it is not known which counter was accepted last"), "{said}");
+    fs::remove_file(dir.path().join("state/accepted.btm")).unwrap();
+    fs::create_dir(dir.path().join("state/accepted.btm")).unwrap();
+    let (code, out, err) = on(&strict, &["verify-model", name]);
+    assert!(code == 2 && err.contains("cannot read"), "{code}: {out}{err}");
+
     fs::write(dir.path().join("site.pub"), key.secret_line()).unwrap();
     let (code, _, err) = on(&strict, &["verify-model", name]);
     assert!(code == 2 && err.contains("this is the secret key"), "{err}");

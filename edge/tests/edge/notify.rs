@@ -5,9 +5,12 @@ use std::os::unix::net::UnixDatagram;
 use std::process::Stdio;
 use std::time::Duration;
 
+use brokertuner_edge::fs::RealFiles;
+use brokertuner_edge::state::StateStore;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::agent::cut_short;
 use super::broker::{Broker, PATIENCE, eventually};
 use super::cli::{Running, edge};
 use super::model;
@@ -51,4 +54,37 @@ fn the_service_manager_is_told_also_without_a_broker() {
     kill(Pid::from_raw(i32::try_from(agent.0.id()).unwrap()), Signal::SIGTERM).unwrap();
     hear("STOPPING=1", 1);
     assert!(eventually("its end", || agent.0.try_wait().unwrap()).success());
+}
+
+/// Ending what was cut short may take minutes: the service manager must not take them for a start that
+/// hangs, nor the watchdog for a loop that does.
+#[test]
+fn it_is_ready_before_it_ends_what_was_cut_short_and_fed_meanwhile() {
+    let broker = Broker::start("");
+    model::write(&broker.path("model.btm"), &[]);
+    cut_short(&broker);
+    let config = broker.edge_config(&broker.path("model.btm"), "");
+    let text = fs::read_to_string(&config).unwrap();
+    let port = format!("port = {}\n", broker.address.port());
+    fs::write(&config, text.replace(&port, "port = 1\n")).unwrap();
+    let path = broker.path("notify");
+    let manager = UnixDatagram::bind(&path).unwrap();
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut command = edge(&["run", "--config", config.to_str().unwrap()]);
+    // A period that never passes here: what feeds it is the change.
+    command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "36000000000");
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let agent = Running(command.spawn().unwrap());
+    let hear = || {
+        let mut buffer = [0; 4096];
+        let bytes = manager.recv(&mut buffer).unwrap();
+        String::from_utf8_lossy(&buffer[..bytes]).into_owned()
+    };
+    assert!(hear().contains("READY=1"), "first of all");
+    for time in 0..3 {
+        assert!(hear().contains("WATCHDOG=1"), "{time}");
+    }
+    drop(agent);
+    let state = StateStore::in_dir(&broker.path("state")).load(&RealFiles).unwrap();
+    assert!(state.intent.is_some(), "it was at it");
 }

@@ -141,7 +141,13 @@ fn orders_outlast_the_agent_and_work_without_one() {
     on_both(|site| {
         fs::create_dir_all(site.broker.path("state")).unwrap();
         assert!(site.refused(&["rollback"]).contains("nothing to go back to"));
-        site.done(&["pause"]);
+        // Nothing of the broker is needed for it, and a number is kept like any other.
+        fs::write(site.broker.path("state/edge.state"), "damaged").unwrap();
+        let id = site.done(&["pause"]).id.unwrap();
+        let again = site.done(&["pause"]).id.unwrap();
+        assert!(again > id, "{again} after {id}");
+        let (code, out, err) = on(&site.config, &["explain", &again.to_string()]);
+        assert!(code == 0 && out.contains("edge pause: paused"), "{code}: {out}{err}");
         let agent = site.agent();
         let report = site.until("what it would do to be told", |report| {
             report.options.iter().any(|option| option.wanted.is_some())

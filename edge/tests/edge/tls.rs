@@ -149,11 +149,16 @@ fn a_plain_port_is_no_tls_port() {
     let plain = Broker::start("");
     let lines = TLS.replace("DIR", &site.ca.dir.display().to_string());
     model::write(&plain.path("model.btm"), &WANTED);
-    let config = plain.edge_config(&plain.path("model.btm"), "");
+    let extra = "[decide]\ninterval_ms = 250\nverify_window_s = 1\n";
+    let config = plain.edge_config(&plain.path("model.btm"), extra);
     let text = fs::read_to_string(&config).unwrap();
     fs::write(&config, text.replace("[broker]\n", &format!("[broker]\n{lines}"))).unwrap();
     let (code, _, err) = on(&config, &["once"]);
     assert!(code == 2 && err.contains("the broker at "), "{code}: {err}");
+    assert!(!plain.drop_in().exists(), "{err}");
+    fs::write(&config, text).unwrap();
+    let (code, out, err) = on(&config, &["once"]);
+    assert_eq!(code, 0, "it is the TLS that does not fit: {out}{err}");
 }
 
 #[test]

@@ -4,6 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use super::cli::edge;
+
 /// Of 10; in tenths, as `systemd-analyze security --threshold` takes it.
 const EXPOSURE_MAX_TENTHS: &str = "15";
 const INSTALL: &str = "systemd-analyze is missing: sudo apt-get install -y systemd";
@@ -62,7 +64,43 @@ fn the_scripts_are_sound_shell_and_start_what_there_is() {
         let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../cross")).join(script);
         let checked = Command::new("sh").arg("-n").arg(&path).output().unwrap();
         assert!(checked.status.success(), "{script}: {}", text(&checked));
-        let text = fs::read_to_string(&path).unwrap();
-        assert!(text.contains("/usr/bin/edge") && text.contains("/etc/brokertuner/edge.toml"));
+        let output = Command::new("sh").args(["-c", STUBS]).arg(&path).output().unwrap();
+        let started = text(&output);
+        assert_eq!(started.lines().count(), if script.starts_with("procd") { 2 } else { 1 });
+        started.lines().for_each(assert_is_understood);
+    }
+}
+
+/// What the service managers offer to their scripts, as far as it takes to hear what they start.
+const STUBS: &str = r#"
+procd_open_instance() { :; }
+procd_close_instance() { :; }
+procd_set_param() { [ "$1" != command ] || { shift; echo "$@"; }; }
+mkdir() { :; }
+chown() { :; }
+chmod() { :; }
+. "$0"
+if [ -n "$command" ]; then echo "$command $command_args"; else start_service; fi
+"#;
+
+/// The program takes these arguments: it gets as far as to miss its configuration.
+fn assert_is_understood(line: &str) {
+    const CONFIG: &str = "/etc/brokertuner/edge.toml";
+    let line = line.replace(CONFIG, "/nonexistent/edge.toml");
+    let words: Vec<&str> = line.split_whitespace().collect();
+    assert_eq!(words[0], "/usr/bin/edge", "{line}");
+    let output = edge(&words[1..]).output().unwrap();
+    let said = text(&output);
+    assert!(said.contains("/nonexistent/edge.toml: no such file"), "{line}: {said}");
+}
+
+#[test]
+fn the_units_start_what_there_is() {
+    for unit in units().iter().filter(|unit| unit.extension().unwrap() == "service") {
+        let text = fs::read_to_string(unit).unwrap();
+        let started: Vec<_> =
+            text.lines().filter_map(|line| line.strip_prefix("ExecStart=")).collect();
+        assert_eq!(started.len(), 1, "{}", unit.display());
+        assert_is_understood(started[0]);
     }
 }

@@ -44,13 +44,14 @@ const FIGURES: [Figure; 18] = [
 ];
 
 /// Words of a verdict's kind and of a standing, so that each has a series that goes to 0 and 1.
-const KINDS: [&str; 12] = [
+const KINDS: [&str; 13] = [
     "blind",
     "hands_off",
     "kill_switch",
     "start_loop",
     "paused",
     "off",
+    "unended",
     "hold",
     "planned",
     "changed",

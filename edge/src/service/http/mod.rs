@@ -117,6 +117,23 @@ pub(super) enum Bound {
     Tcp(StdTcpListener),
 }
 
+impl Bound {
+    /// For the runtime that this is called in.
+    pub(super) fn into_async(self) -> io::Result<Listener> {
+        Ok(match self {
+            Self::Unix(listener) => Listener::Unix(UnixListener::from_std(listener)?),
+            Self::Tcp(listener) => Listener::Tcp(TcpListener::from_std(listener)?),
+        })
+    }
+}
+
+/// A listener of the thread's runtime.
+#[derive(Debug)]
+pub(super) enum Listener {
+    Unix(UnixListener),
+    Tcp(TcpListener),
+}
+
 pub(super) fn bind(listen: &Listen) -> io::Result<Bound> {
     match listen {
         Listen::Unix(path) => super::control::bind(path, SOCKET_MODE).map(Bound::Unix),
@@ -129,24 +146,18 @@ pub(super) fn bind(listen: &Listen) -> io::Result<Bound> {
 }
 
 /// Serves until the thread ends.
-pub(super) async fn serve(bound: Bound, options: HttpOptions, board: Board, call: Call) {
+pub(super) async fn serve(listener: Listener, options: HttpOptions, board: Board, call: Call) {
     let routes = Arc::new(Routes { options, board, call });
     let gate = Arc::new(Gate::default());
-    match bound {
-        Bound::Unix(listener) => {
-            let Ok(listener) = UnixListener::from_std(listener) else { return };
-            loop {
-                let stream = listener.accept().await.map(|(stream, _)| stream);
-                enter(stream, &gate, &routes).await;
-            }
-        }
-        Bound::Tcp(listener) => {
-            let Ok(listener) = TcpListener::from_std(listener) else { return };
-            loop {
-                let stream = listener.accept().await.map(|(stream, _)| stream);
-                enter(stream, &gate, &routes).await;
-            }
-        }
+    match listener {
+        Listener::Unix(listener) => loop {
+            let stream = listener.accept().await.map(|(stream, _)| stream);
+            enter(stream, &gate, &routes).await;
+        },
+        Listener::Tcp(listener) => loop {
+            let stream = listener.accept().await.map(|(stream, _)| stream);
+            enter(stream, &gate, &routes).await;
+        },
     }
 }
 
