@@ -162,6 +162,7 @@ async fn receive(shared: &Mutex<Shared>, events: &mut EventLoop, topic: &str) ->
 
 fn take(shared: &mut Shared, publish: &Publish, probe_topic: &str) {
     let now = (shared.clock)();
+    shared.heard = Some(now);
     shared.own.publish_received = shared.own.publish_received.saturating_add(1);
     if publish.topic == probe_topic.as_bytes() {
         if publish.payload.len() == PAYLOAD_BYTES {

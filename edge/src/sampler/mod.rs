@@ -92,6 +92,8 @@ struct Shared {
     link: Link,
     /// When the subscription was granted, and whether for `$SYS` and for the probe's topic.
     subscribed: Option<(Instant, bool, bool)>,
+    /// When a message last came on this connection.
+    heard: Option<Instant>,
     /// Anything of `$SYS` came on this connection.
     is_flowing: bool,
     /// When each topic of `$SYS` was last published on this connection.
@@ -107,6 +109,7 @@ impl Shared {
         self.tree.clear();
         self.own = OwnTraffic::default();
         self.subscribed = None;
+        self.heard = None;
         self.is_flowing = false;
         self.sys_topics.clear();
         self.probes.clear();
@@ -142,6 +145,7 @@ impl Sampler {
             own: OwnTraffic::default(),
             link: Link::Connecting,
             subscribed: None,
+            heard: None,
             is_flowing: false,
             sys_topics: BTreeMap::new(),
             malformed: 0,
@@ -201,6 +205,13 @@ impl Sampler {
         let expires = shared.tree.version().is_none_or(|version| version < Version(2, 0, 16));
         let is_there = |&&at: &&Instant| !expires || now.saturating_duration_since(at) < SYS_EXPIRY;
         shared.sys_topics.values().filter(is_there).count() as u64
+    }
+
+    /// Whether a message came from the broker within the last `age`, a probe of ours among them.
+    #[must_use]
+    pub fn has_heard_within(&self, age: Duration) -> bool {
+        let (shared, now) = (lock(&self.shared), (self.clock)());
+        shared.heard.is_some_and(|at| now.saturating_duration_since(at) <= age)
     }
 
     /// Payloads under `$SYS` that were not numbers, since the start.
