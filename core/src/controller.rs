@@ -447,9 +447,8 @@ impl Controller {
             self.fail(now);
             return;
         }
-        // A restart may follow a reload that has not stood its verification yet: what was good
-        // before the first of them is what to fall back to. A reload after a restart (a person asked
-        // for it) does not end the wait for the clients.
+        // Where a change follows one that has not stood its verification yet, what was good before
+        // the first of them is what to fall back to, and a restart's clients are waited for.
         let (last_good, health) = self.before_watched().unwrap_or((self.written, health));
         let is_restart = apply == Apply::Restart || self.watched() == Some(Apply::Restart);
         let watched = if is_restart { Apply::Restart } else { Apply::Reload };
@@ -674,14 +673,14 @@ impl Controller {
         for knob in unstated.iter() {
             settings = settings.with_that_of(knob, &self.effective);
         }
+        // A reload would take persistence over as well, with the wrong database.
+        let kept = &self.effective;
+        settings = inputs.envelope.confine(settings).with_that_of(Knob::Persistence, kept);
         for knob in given_up.iter() {
             // A value that the table cannot express is left to the main file's own line.
             let site = knob.spec().value(inputs.envelope.site.get(knob));
             settings = settings.with(knob, site.map_or(Setting::Unwritten, Setting::Value));
         }
-        // A reload would take persistence over as well, with the wrong database.
-        let settings =
-            inputs.envelope.confine(settings).with_that_of(Knob::Persistence, &self.effective);
         (settings != self.written).then_some(settings)
     }
 
@@ -743,18 +742,18 @@ impl Controller {
         Ok(())
     }
 
-    /// Forgets what a person asked for where a restart would change nothing of it: it is in force,
-    /// or it may no longer be set.
+    /// Forgets what a person asked for where a restart would change nothing of it.
     fn drop_idle_request(&mut self, inputs: &Inputs) {
         let Some(requested) = &self.requested else { return };
         let settings = inputs.envelope.confine(self.written.with_stated(requested));
-        let value = |settings: &Settings, knob| settings.effective(knob, &inputs.envelope.site);
-        let is_new = |&knob: &Knob| {
-            let is_ours = settings.get(knob) != Setting::Unwritten;
-            is_ours && value(&settings, knob) != value(&self.effective, knob)
+        let is_waiting = |knob: Knob| {
+            let value = |settings: &Settings| settings.effective(knob, &inputs.envelope.site);
+            let is_new = value(&settings) != value(&self.effective);
+            is_new
+                && settings.get(knob) != Setting::Unwritten
+                && knob.spec().apply == Apply::Restart
         };
-        let mut waiting = requested.written().iter().filter(is_new);
-        if !waiting.any(|knob| knob.spec().apply == Apply::Restart) {
+        if !requested.written().iter().any(is_waiting) {
             self.requested = None;
         }
     }

@@ -665,7 +665,7 @@ fn a_reload_within_the_window_does_not_disarm_a_restarts_verification() {
 #[test]
 fn a_reload_leaves_persistence_as_it_runs_and_stays_inside_the_envelope() {
     let mut controller = controller();
-    let dormant = with(&[(Knob::Persistence, 1), (Knob::MessageSizeMax, 1000)]);
+    let dormant = with(&[(Knob::Persistence, 1), (Knob::TcpNodelay, 1)]);
     controller.found(dormant, Settings::UNWRITTEN);
     let mut inputs = wants(with(&[(Knob::AutosaveInterval, 300)]));
     inputs.envelope.opted_in = KnobSet::EMPTY.with(Knob::AutosaveInterval).with(Knob::Persistence);

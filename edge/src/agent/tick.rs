@@ -19,6 +19,9 @@ use crate::state::How;
 /// Messages in the store that are the agent's own: a probe on its way.
 const OWN_STORED_MAX: u64 = 1;
 
+/// A broker that sent nothing for so long is asked whether it serves: two probes of each kind.
+const HEARD_MAX: Duration = Duration::from_secs(5);
+
 /// How often the broker's other files are looked at, besides before every change.
 const LOOK_AROUND_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -259,8 +262,9 @@ impl Agent {
 
     pub(super) fn health(&self) -> Health {
         // The connection of the sampler outlives a broker that hangs by a keep-alive or two: after a
-        // change that is too long.
-        let is_up = self.sampler.link() == Link::Up && !self.controller.is_watching();
+        // change that is too long. A CONNECT shows in the broker's figures, so not at each tick.
+        let is_heard = !self.controller.is_watching() || self.sampler.has_heard_within(HEARD_MAX);
+        let is_up = self.sampler.link() == Link::Up && is_heard;
         let is_serving = is_up || ready::look(self.applier.broker(), None).is_ok();
         Health::of(&self.metrics, &self.site.targets, is_serving)
     }

@@ -169,6 +169,7 @@ async fn receive(probe: &Probe<'_>, protocol: Protocol, events: &mut Events) -> 
 /// Takes a message over; true where it is the first probe of a round, so that the second may go.
 fn take(shared: &mut Shared, message: &Message, probe_topic: &str) -> bool {
     let now = (shared.clock)();
+    shared.heard = Some(now);
     shared.own.publish_received = shared.own.publish_received.saturating_add(1);
     let Some(topic) = message.topic() else { return false };
     if topic == probe_topic {

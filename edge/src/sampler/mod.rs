@@ -100,6 +100,8 @@ struct Shared {
     protocol: Option<Protocol>,
     /// When the subscription was granted, and whether for `$SYS` and for the probe's topic.
     subscribed: Option<(Instant, bool, bool)>,
+    /// When a message last came on this connection.
+    heard: Option<Instant>,
     /// Anything of `$SYS` came on this connection.
     is_flowing: bool,
     /// When each topic of `$SYS` was last published on this connection.
@@ -115,6 +117,7 @@ impl Shared {
         self.tree.clear();
         self.own = OwnTraffic::default();
         self.subscribed = None;
+        self.heard = None;
         self.is_flowing = false;
         self.sys_topics.clear();
         self.probes.clear();
@@ -152,6 +155,7 @@ impl Sampler {
             link: Link::Connecting,
             protocol: None,
             subscribed: None,
+            heard: None,
             is_flowing: false,
             sys_topics: BTreeMap::new(),
             malformed: 0,
@@ -236,6 +240,13 @@ impl Sampler {
     #[must_use]
     pub fn latencies(&self) -> [Option<Latency>; 2] {
         lock(&self.shared).probes.latencies()
+    }
+
+    /// Whether a message came from the broker within the last `age`, a probe of ours among them.
+    #[must_use]
+    pub fn has_heard_within(&self, age: Duration) -> bool {
+        let (shared, now) = (lock(&self.shared), (self.clock)());
+        shared.heard.is_some_and(|at| now.saturating_duration_since(at) <= age)
     }
 
     /// Payloads under `$SYS` that were not numbers, since the start.

@@ -168,7 +168,7 @@ fn the_helper_does_its_five_things_and_nothing_else() {
     assert_eq!(write(text.as_str()), Answer::Done);
     assert_eq!(fs::read_to_string(&drop_in).unwrap(), text.as_str());
     // What the operator forbids; what stands there already may be put back.
-    assert!(refusal(write("# Written by BrokerTuner. Edit it and the agent lets go of it.\nautosave_interval 50000\n")).contains("must be 60 to 7200"));
+    assert!(refusal(write("# Written by BrokerTuner. Edit it and the agent lets go of it.\nautosave_interval 10000\n")).contains("must be 60 to 7200"));
     assert!(refusal(write("# Written by BrokerTuner. Edit it and the agent lets go of it.\nqueue_qos0_messages true\n")).contains("is held"));
     assert_eq!(fs::read_to_string(&drop_in).unwrap(), text.as_str());
     assert_eq!(site.ask(&Request::Reload), Answer::Done);
