@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use tokio::time;
 
 use super::probe::Round;
+use super::pulse::Pulse;
 use super::wire::{self, Broken, Client, Events, Incoming, Message};
 use super::{SYS_TOPICS_MAX, SamplerOptions, Shared, lock};
 use crate::connack;
@@ -136,7 +137,10 @@ async fn session(
     let Some(interval) = options.probe_interval else { return receiving.await };
     tokio::select! {
         broken = receiving => broken,
-        () = probe.begin_rounds(interval) => Broken::Other("the probe ended".into()),
+        ended = probe.begin_rounds(interval) => {
+            let why = ended.map_or_else(|error| error.to_string(), |()| "it ended".into());
+            Broken::Other(format!("no timer for the probe: {why}"))
+        }
     }
 }
 
@@ -207,11 +211,11 @@ struct Probe<'s> {
 }
 
 impl Probe<'_> {
-    async fn begin_rounds(&self, interval: Duration) {
-        let mut ticks = time::interval(interval);
-        ticks.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+    /// Begins a round per interval, until the system has no timer any more.
+    async fn begin_rounds(&self, interval: Duration) -> std::io::Result<()> {
+        let pulse = Pulse::every(interval)?;
         loop {
-            ticks.tick().await;
+            pulse.tick().await?;
             self.send(Round::Next);
         }
     }

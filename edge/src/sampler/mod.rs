@@ -7,6 +7,7 @@ mod latency;
 mod link;
 mod probe;
 mod process;
+mod pulse;
 mod wire;
 
 use std::collections::BTreeMap;
