@@ -29,7 +29,7 @@ use rand_pcg::Pcg64Mcg;
 use tempfile::TempDir;
 
 use crate::support::edge::EdgeConfig;
-use crate::support::mqtt::{Client, Level, limits_at};
+use crate::support::mqtt::{Client, Level};
 use crate::support::{PATIENCE, broker_with, wait_for};
 
 /// An apply takes 0.2 to 0.5 s here, its writing a millisecond or so: moments are drawn evenly over
@@ -356,7 +356,9 @@ impl Lane {
         applier.observe(ready).unwrap();
         let effective = applier.state().effective.unwrap();
         assert_eq!(effective.process, ready.process, "{context}");
-        let told = limits_at(self.broker.addr());
+        // A restart that a child of the dead agent has asked for may come between.
+        let client = || Client::open(self.broker.addr(), Level::V5, "limits", true).ok();
+        let told = wait_for("the broker's limits", client).limits;
         let believed = |knob| effective.settings.effective(knob, &self.site.envelope.site);
         let window = told.receive_maximum.map_or(0, u64::from);
         assert_eq!(believed(Knob::InflightMessagesMax), window, "{context}\n{effective:?}");
