@@ -300,7 +300,9 @@ impl Agent {
         let [Some(offline), Some(stored), Some(retained)] = counts.map(|sys| frame.get(sys)) else {
             return true;
         };
-        offline > 0 || stored > retained + OWN_STORED_MAX || retained > self.sampler.sys_retained()
+        offline > 0
+            || stored > retained.saturating_add(OWN_STORED_MAX)
+            || retained > self.sampler.sys_retained()
     }
 
     fn plan(&self, decision: &Decision) -> Result<Plan, HoldReason> {

@@ -28,6 +28,18 @@ pub(super) fn owner(address: SocketAddr) -> Result<ProcessId, PidError> {
     Err(PidError::Hidden { port: address.port() })
 }
 
+/// Whether the process listens on any TCP port of its own network namespace; `None` where it may not
+/// be looked at.
+pub(super) fn listens(pid: i32) -> Option<bool> {
+    let process = Process::new(pid).ok()?;
+    let mut entries = process.tcp().ok()?;
+    entries.extend(process.tcp6().unwrap_or_default());
+    entries.retain(|entry| entry.state == TcpState::Listen);
+    let inodes: Vec<u64> = entries.iter().map(|entry| entry.inode).collect();
+    process.fd().ok()?;
+    Some(holds(&process, &inodes))
+}
+
 fn holds(process: &Process, inodes: &[u64]) -> bool {
     let Ok(descriptors) = process.fd() else { return false };
     descriptors
