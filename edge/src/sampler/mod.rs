@@ -18,7 +18,7 @@ use brokertuner_core::{Duration, Instant};
 use tokio::sync::watch;
 
 pub use link::Link;
-pub use process::read as read_process;
+pub use process::{figures, read as read_process};
 
 use crate::connack::Credentials;
 use crate::pid::{PidError, PidFinder, ProcessId};
