@@ -7,10 +7,12 @@
 mod bad_input;
 mod cross;
 mod demo;
+mod faults;
 mod kill;
 mod learning;
 mod lifecycle;
 mod scores;
 mod semantics;
+mod soak;
 mod support;
 mod tidy;
