@@ -7,6 +7,7 @@
 mod bad_input;
 mod cross;
 mod demo;
+mod faults;
 mod kill;
 mod learning;
 mod lifecycle;
@@ -14,5 +15,6 @@ mod lightness;
 mod long;
 mod scores;
 mod semantics;
+mod soak;
 mod support;
 mod tidy;

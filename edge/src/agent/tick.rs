@@ -5,7 +5,7 @@ use brokertuner_core::features::View;
 use brokertuner_core::knobs::Apply;
 use brokertuner_core::sample::{Metrics, Sample, Sys};
 use brokertuner_core::trace::Record;
-use brokertuner_core::{Duration, Envelope, Instant, Knob, Setting, Settings};
+use brokertuner_core::{Duration, Envelope, Instant, Knob, Settings};
 
 use super::Agent;
 use crate::apply::{Applied, ApplyError, unix_s};
@@ -317,7 +317,9 @@ impl Agent {
         let [Some(offline), Some(stored), Some(retained)] = counts.map(|sys| frame.get(sys)) else {
             return true;
         };
-        offline > 0 || stored > retained + OWN_STORED_MAX || retained > self.sampler.sys_retained()
+        offline > 0
+            || stored > retained.saturating_add(OWN_STORED_MAX)
+            || retained > self.sampler.sys_retained()
     }
 
     /// What a restart may be for: what a person asked for, else what is wanted, and the way back.
@@ -443,10 +445,12 @@ impl Agent {
         if let Err(error) = self.site.look_again() {
             return Some(error.to_string());
         }
-        let opted_in = self.site.envelope.opted_in;
+        let (opted_in, site) = (self.site.envelope.opted_in, &self.site.envelope.site);
         let changing = plan.from.differing(&plan.to);
         let line = self.site.elsewhere.lines.iter().find(|line| {
-            let is_written = plan.to.get(line.knob) != Setting::Unwritten;
+            // To write what the site says anyway is to let go of it.
+            let value = plan.to.get(line.knob).value();
+            let is_written = value.is_some_and(|value| value != site.get(line.knob));
             changing.contains(line.knob) && is_written && !opted_in.contains(line.knob)
         })?;
         Some(format!("{line}: edge leaves this option alone"))

@@ -119,6 +119,25 @@ fn choose(port: u16, holders: &[Holder]) -> Result<ProcessId, PidError> {
     }
 }
 
+/// Whether the process listens on any TCP port of its own network namespace; `None` where it may not
+/// be looked at.
+pub(super) fn listens_at_home(pid: i32) -> Option<bool> {
+    let process = Process::new(pid).ok()?;
+    let mut entries = process.tcp().ok()?;
+    entries.extend(process.tcp6().unwrap_or_default());
+    entries.retain(|entry| entry.state == TcpState::Listen);
+    let inodes: Vec<u64> = entries.iter().map(|entry| entry.inode).collect();
+    process.fd().ok()?;
+    Some(holds(&process, &inodes))
+}
+
+fn holds(process: &Process, inodes: &[u64]) -> bool {
+    let Ok(descriptors) = process.fd() else { return false };
+    descriptors
+        .flatten()
+        .any(|fd| matches!(fd.target, FDTarget::Socket(inode) if inodes.contains(&inode)))
+}
+
 /// Every Mosquitto that this process can see, with the ports that it may see of each.
 #[must_use]
 pub fn mosquittos() -> Vec<Holder> {

@@ -76,6 +76,16 @@ pub enum PidError {
         /// Its pid.
         pid: i32,
     },
+    /// The process listens nowhere.
+    #[error(
+        "{said_by} names process {pid}, which listens on no port: it is not the broker; correct {said_by}, or choose another pid.source"
+    )]
+    Stranger {
+        /// The pid that was named.
+        pid: i32,
+        /// Who named it.
+        said_by: String,
+    },
     /// No pid in a place that was to hold one.
     #[error("{said_by} holds no process id ({found:?})")]
     NotAPid {
@@ -295,12 +305,13 @@ impl PidFinder {
 
     fn by_config(&self) -> Result<ProcessId, PidError> {
         let pid = self.pid.ok_or(PidError::Unset { said_by: "pid.pid" })?;
-        running(pid, || "pid.pid".into())
+        serving(running(pid, || "pid.pid".into())?, || "pid.pid".into())
     }
 
     fn by_env(&self) -> Result<ProcessId, PidError> {
         let text = self.env.as_deref().ok_or(PidError::Unset { said_by: PID_VARIABLE })?;
-        running(parse_pid(text, PID_VARIABLE)?, || PID_VARIABLE.into())
+        let process = running(parse_pid(text, PID_VARIABLE)?, || PID_VARIABLE.into())?;
+        serving(process, || PID_VARIABLE.into())
     }
 
     fn by_file(&self) -> Result<ProcessId, PidError> {
@@ -310,7 +321,7 @@ impl PidFinder {
         let written = fs::metadata(path).and_then(|m| m.modified()).map_err(failed)?;
         let said_by = path.display().to_string();
         let pid = parse_pid(&text, &said_by)?;
-        let process = running(pid, || said_by)?;
+        let process = running(pid, || said_by.clone())?;
         // The broker writes the file after it starts; a process that started later has its pid by
         // chance. Or the clock was set forward since, which moves every start: what serves the port
         // is the broker all the same.
@@ -319,7 +330,7 @@ impl PidFinder {
         {
             return Err(PidError::Reused { path: path.to_path_buf(), pid });
         }
-        Ok(process)
+        serving(process, || said_by)
     }
 
     fn by_systemd(&self) -> Result<ProcessId, PidError> {
@@ -348,6 +359,16 @@ fn parse_pid(text: &str, said_by: &str) -> Result<i32, PidError> {
 
 fn running(pid: i32, said_by: impl FnOnce() -> String) -> Result<ProcessId, PidError> {
     alive(pid)?.ok_or_else(|| PidError::Gone { pid, said_by: said_by() })
+}
+
+/// The process, if it may be the broker. It will be signalled, so it must not be a stranger: a
+/// broker listens, in a container's own network too, where its port may be another one.
+fn serving(process: ProcessId, said_by: impl FnOnce() -> String) -> Result<ProcessId, PidError> {
+    let pid = process.pid;
+    match listener::listens_at_home(pid) {
+        Some(false) => Err(PidError::Stranger { pid, said_by: said_by() }),
+        Some(true) | None => Ok(process),
+    }
 }
 
 /// The living process with this pid; a zombie counts as gone.
@@ -402,6 +423,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("pid");
         fs::write(&file, format!("{}\n", own_pid())).unwrap();
+        let _socket = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut finder = PidFinder::pid_file(&file, anywhere());
         finder.source = PidSource::Auto;
         finder.pid = Some(i32::MAX);
@@ -454,6 +476,19 @@ mod tests {
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         finder.address = socket.local_addr().unwrap();
         assert_eq!(finder.find().unwrap().pid, own_pid());
+    }
+
+    /// It would be sent the broker's signals, and most programs end at the first.
+    #[test]
+    fn a_process_that_listens_nowhere_is_not_the_broker() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pid");
+        let mut stranger = Command::new("sleep").arg("60").spawn().unwrap();
+        fs::write(&path, stranger.id().to_string()).unwrap();
+        let found = PidFinder::pid_file(&path, anywhere()).find();
+        stranger.kill().unwrap();
+        stranger.wait().unwrap();
+        assert!(matches!(found, Err(PidError::Stranger { .. })), "{found:?}");
     }
 
     #[test]

@@ -22,7 +22,7 @@ use tokio::sync::watch;
 
 pub use latency::Latency;
 pub use link::Link;
-pub use process::read as read_process;
+pub use process::{figures, read as read_process};
 
 use crate::connack::Credentials;
 use crate::mqtt::{Protocol, ProtocolChoice};

@@ -1,7 +1,7 @@
 //! What `/proc` says of one process.
 
 use brokertuner_core::sample::ProcSample;
-use procfs::process::Process;
+use procfs::process::{Process, Stat, Status};
 use procfs::{ProcError, ProcResult};
 
 use crate::pid::ProcessId;
@@ -19,17 +19,22 @@ pub fn read(process: ProcessId) -> ProcResult<ProcSample> {
     if stat.starttime != process.start_ticks {
         return Err(ProcError::NotFound(None));
     }
-    let status = entry.status()?;
+    Ok(figures(&stat, &entry.status()?))
+}
+
+/// The figures of a process from its `stat` and `status`.
+#[must_use]
+pub fn figures(stat: &Stat, status: &Status) -> ProcSample {
     let ticks = stat.utime.saturating_add(stat.stime);
     let switches = [status.voluntary_ctxt_switches, status.nonvoluntary_ctxt_switches];
-    Ok(ProcSample {
-        pid: process.pid.unsigned_abs(),
+    ProcSample {
+        pid: stat.pid.unsigned_abs(),
         start_ticks: stat.starttime,
         // A process that is ending has none left.
         rss_bytes: status.vmrss.unwrap_or(0).saturating_mul(KIB),
         cpu_us: ticks.saturating_mul(US_PER_S / procfs::ticks_per_second().max(1)),
         context_switches: switches.into_iter().flatten().fold(0, u64::saturating_add),
-    })
+    }
 }
 
 #[cfg(test)]

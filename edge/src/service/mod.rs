@@ -12,7 +12,7 @@ use tokio::net::UnixListener;
 use tokio::sync::watch;
 
 pub use control::{AskError, ask};
-pub use http::{Board, HttpOptions, Listen, Token, TokenError};
+pub use http::{Board, HttpOptions, Listen, Token, TokenError, read as read_http};
 
 use crate::agent::Call;
 

@@ -11,6 +11,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener as StdTcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -247,6 +248,22 @@ struct Request {
     target: String,
     authorization: Option<Vec<u8>>,
     body: Vec<u8>,
+}
+
+/// The target and the body of the request in `bytes`, read as the server reads it from a connection
+/// that then ends; an error is the status that it is refused with, 0 for no answer.
+///
+/// # Errors
+/// The status.
+pub fn read(bytes: &[u8]) -> Result<(String, Vec<u8>), u16> {
+    let mut stream = bytes;
+    let reading = std::pin::pin!(read_request(&mut stream));
+    // What is there already is never waited for.
+    match reading.poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(Ok(request)) => Ok((request.target, request.body)),
+        Poll::Ready(Err(Wrong::Answer(response))) => Err(response.status),
+        Poll::Ready(Err(Wrong::Gone)) | Poll::Pending => Err(0),
+    }
 }
 
 /// Why there is no request.

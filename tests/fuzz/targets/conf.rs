@@ -1,0 +1,4 @@
+//! Mosquitto's configuration.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| brokertuner_fuzz::conf(bytes));

@@ -1,0 +1,4 @@
+//! Text of `/proc`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| brokertuner_fuzz::proc(bytes));
