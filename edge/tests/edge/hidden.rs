@@ -41,7 +41,7 @@ fn behind_a_hidden_process_it_watches_and_changes_nothing() {
     let config = config.to_str().unwrap();
     let (code, out, err) = ended(&in_container(&broker, &["once", "--json", "--config", config]));
     let report: Report = serde_json::from_str(&out).unwrap_or_else(|e| panic!("{e}: {err}"));
-    assert_eq!((code, report.verdict.kind.as_str()), (0, "hold"), "{out}{err}");
+    assert_eq!((code, report.verdict.kind.as_str()), (1, "hold"), "{out}{err}");
     assert!(report.verdict.why.contains("only $SYS is watched"), "{}", report.verdict.why);
     assert!(report.verdict.why.contains("its process is hidden"), "{}", report.verdict.why);
     assert_eq!((report.broker.pid, report.metrics.rss_bytes), (None, None));
