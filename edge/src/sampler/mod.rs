@@ -18,7 +18,8 @@ use brokertuner_core::{Duration, Instant};
 use tokio::sync::watch;
 
 pub use link::Link;
-pub use process::{figures, read as read_process};
+pub(crate) use process::stat_of;
+pub use process::{figures, parse_stat, read as read_process};
 
 use crate::connack::Credentials;
 use crate::pid::{PidError, PidFinder, ProcessId};
