@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::command;
 use crate::helper::Client;
-use crate::sampler::read_process;
+use crate::sampler::{read_process, stat_of};
 pub use listener::{Holder, mosquittos};
 
 /// The environment variable that may name the broker's pid.
@@ -376,7 +376,7 @@ fn serving(process: ProcessId, said_by: impl FnOnce() -> String) -> Result<Proce
 /// # Errors
 /// Where `/proc` can't be read for another reason than that there is no such process.
 pub fn alive(pid: i32) -> Result<Option<ProcessId>, ProcError> {
-    let stat = match Process::new(pid).and_then(|process| process.stat()) {
+    let stat = match Process::new(pid).and_then(|process| stat_of(&process)) {
         Ok(stat) => stat,
         // ESRCH: it ended between opening and reading.
         Err(ProcError::NotFound(_) | ProcError::Io(..)) => return Ok(None),

@@ -22,7 +22,8 @@ use tokio::sync::watch;
 
 pub use latency::Latency;
 pub use link::Link;
-pub use process::{figures, read as read_process};
+pub(crate) use process::stat_of;
+pub use process::{figures, parse_stat, read as read_process};
 
 use crate::connack::Credentials;
 use crate::mqtt::{Protocol, ProtocolChoice};

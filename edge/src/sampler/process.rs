@@ -1,8 +1,10 @@
 //! What `/proc` says of one process.
 
+use std::io::Read as _;
+
 use brokertuner_core::sample::ProcSample;
 use procfs::process::{Process, Stat, Status};
-use procfs::{ProcError, ProcResult};
+use procfs::{FromRead, ProcError, ProcResult};
 
 use crate::pid::ProcessId;
 
@@ -15,11 +17,33 @@ const US_PER_S: u64 = 1_000_000;
 /// Where it has gone (also where its pid now belongs to another), or `/proc` hides it.
 pub fn read(process: ProcessId) -> ProcResult<ProcSample> {
     let entry = Process::new(process.pid)?;
-    let stat = entry.stat()?;
+    let stat = stat_of(&entry)?;
     if stat.starttime != process.start_ticks {
         return Err(ProcError::NotFound(None));
     }
     Ok(figures(&stat, &entry.status()?))
+}
+
+/// `stat` of a process.
+pub(crate) fn stat_of(process: &Process) -> ProcResult<Stat> {
+    let mut text = Vec::new();
+    process.open_relative("stat")?.read_to_end(&mut text)?;
+    parse_stat(&text)
+}
+
+/// `stat` from its text. procfs takes the parentheses around the name and the blanks beside them for
+/// granted, and panics where text that was cut short lacks them.
+///
+/// # Errors
+/// Where a field is missing or no number.
+pub fn parse_stat(text: &[u8]) -> ProcResult<Stat> {
+    let text = String::from_utf8_lossy(text);
+    let line = text.trim();
+    let (open, close) = (line.find('('), line.rfind(')'));
+    let is_whole = open.zip(close).is_some_and(|(open, close)| {
+        open < close && line[..open].ends_with(' ') && line[close + 1..].starts_with(' ')
+    });
+    if is_whole { Stat::from_read(line.as_bytes()) } else { Err(ProcError::Incomplete(None)) }
 }
 
 /// The figures of a process from its `stat` and `status`.
@@ -42,6 +66,18 @@ pub fn figures(stat: &Stat, status: &Status) -> ProcSample {
 mod tests {
     use super::*;
     use crate::pid;
+
+    #[test]
+    fn a_stat_that_was_cut_short_is_an_error() {
+        let whole = std::fs::read("/proc/self/stat").unwrap();
+        assert!(parse_stat(&whole).is_ok());
+        for length in 0..60 {
+            assert!(parse_stat(&whole[..length]).is_err(), "{length}");
+        }
+        for text in ["(a) S", " (a)", "1 (a)", "1 )a( S", "1 (a)\u{e9} S", "1 (a) b"] {
+            assert!(parse_stat(text.as_bytes()).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn this_very_process_has_memory_and_a_past() {

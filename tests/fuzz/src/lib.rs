@@ -18,10 +18,10 @@ use brokertuner_core::{Envelope, Instant, KNOB_COUNT, Knob, Settings, render};
 use brokertuner_edge::config::Config;
 use brokertuner_edge::elsewhere;
 use brokertuner_edge::knobs_request::KnobsRequest;
-use brokertuner_edge::sampler::figures;
+use brokertuner_edge::sampler::{figures, parse_stat};
 use brokertuner_edge::service::read_http;
 use procfs::net::TcpNetEntries;
-use procfs::process::{Stat, Status};
+use procfs::process::Status;
 use procfs::{FromRead, FromReadSI};
 use tempfile::TempDir;
 
@@ -135,7 +135,7 @@ pub fn proc(bytes: &[u8]) {
     let (stat, status, tcp) = (next(), next(), next());
     let entries = TcpNetEntries::from_read(tcp, procfs::current_system_info());
     drop(entries);
-    let (stat, status) = (Stat::from_read(stat), Status::from_read(status));
+    let (stat, status) = (parse_stat(stat), Status::from_read(status));
     let (Ok(stat), Ok(status)) = (stat, status) else { return };
     let found: ProcSample = figures(&stat, &status);
     let mut meter = Meter::default();
@@ -261,7 +261,7 @@ mod tests {
         assert!(KnobsRequest::parse(&body, true).is_ok());
         let process = read("proc/broker.bin");
         let mut parts = process.splitn(3, |&byte| byte == 0);
-        assert!(Stat::from_read(parts.next().unwrap()).is_ok());
+        assert!(parse_stat(parts.next().unwrap()).is_ok());
         assert!(Status::from_read(parts.next().unwrap()).is_ok());
         let tcp = TcpNetEntries::from_read(parts.next().unwrap(), procfs::current_system_info());
         assert!(!tcp.unwrap().0.is_empty());
