@@ -7,6 +7,9 @@
 
 mod health;
 mod reason;
+mod rules;
+mod trend;
+mod watch;
 
 use crate::envelope::Envelope;
 use crate::knobs::{Apply, KNOB_COUNT, Knob, KnobSet};
@@ -15,6 +18,9 @@ use embassy_time::{Duration, Instant};
 
 pub use health::Health;
 pub use reason::{HoldReason, RollBackReason};
+pub use rules::Rules;
+use trend::Trend;
+use watch::Watch;
 
 /// Restarts that are remembered: bounds the budgets that can be configured.
 pub const RESTARTS_REMEMBERED_MAX: usize = 64;
@@ -24,85 +30,6 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// A load that is so many times what it was before a change may be to blame in the change's place.
 const HEAVIER_LOAD_FACTOR: f32 = 1.5;
-
-/// Restarts by others within a verify window that make a crash loop: the first may be a person.
-const CRASHES_MIN: u8 = 2;
-
-/// How careful to be. Every default is the gateway's.
-#[derive(Clone, Copy, Debug, PartialEq)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-pub struct Rules {
-    /// An option must have been wanted elsewhere, and at much the same place, for this long before a
-    /// restart is made for it.
-    pub dwell: Duration,
-    /// How long the effect of a change is watched before it counts as good.
-    pub verify_window: Duration,
-    /// How long figures that were there before a change may stay away after it: three updates of
-    /// `$SYS` at `sys_interval 60`, and some.
-    pub unseen_max: Duration,
-    /// Restarts in any 60 minutes; at most [`RESTARTS_REMEMBERED_MAX`].
-    pub restarts_per_hour_max: u8,
-    /// Restarts in any 24 hours; at most [`RESTARTS_REMEMBERED_MAX`].
-    pub restarts_per_day_max: u8,
-    /// Options that moved by at most this many of 254 steps of the actor's grid did not move: an
-    /// eighth of the range, about a factor of two in a window or queue.
-    pub dead_band_steps: u8,
-    /// An option is wanted at much the same place while it stays within this many steps of the mean
-    /// of what was wanted before: a quarter of the range. The dwell is there against changes of
-    /// mind, not against jitter.
-    pub alike_steps: u8,
-    /// A broker that answers nobody for this long after a change is not watched any longer.
-    pub down_max: Duration,
-    /// Restart although offline sessions or stored messages would be lost.
-    pub allow_state_loss: bool,
-    /// Wait after the first failure; doubles with each further one.
-    pub back_off: Duration,
-    /// Failures after which the agent only holds, until told to resume.
-    pub failures_max: u8,
-    /// Least expected gain in score that is worth a restart, where the policy can tell.
-    pub restart_gain_min: f32,
-    /// A change is worse when the probe's latency exceeds this multiple of what it was before ...
-    pub worse_latency_factor: f32,
-    /// ... and this: below it nobody minds.
-    pub worse_latency_us_min: f32,
-    /// A change is worse when the share of dropped deliveries rises by more than this.
-    pub worse_dropped_share: f32,
-    /// A restart is worse when fewer than this share of the clients come back.
-    pub clients_back_share_min: f32,
-}
-
-impl Default for Rules {
-    fn default() -> Self {
-        Rules {
-            dwell: Duration::from_secs(60),
-            verify_window: Duration::from_secs(30),
-            unseen_max: Duration::from_secs(200),
-            restarts_per_hour_max: 4,
-            restarts_per_day_max: 12,
-            dead_band_steps: 32,
-            alike_steps: 64,
-            down_max: Duration::from_secs(10),
-            allow_state_loss: false,
-            back_off: Duration::from_secs(300),
-            failures_max: 3,
-            restart_gain_min: 0.02,
-            worse_latency_factor: 4.0,
-            worse_latency_us_min: 10_000.0,
-            worse_dropped_share: 0.1,
-            clients_back_share_min: 0.9,
-        }
-    }
-}
-
-impl Rules {
-    /// The defaults for a site that counts deliveries within `deadline_ms`: a probe that takes a
-    /// quarter of it is nothing to worry about.
-    #[must_use]
-    pub fn for_deadline(deadline_ms: u32) -> Rules {
-        let worse_latency_us_min = deadline_ms as f32 * 1000.0 / 4.0;
-        Rules { worse_latency_us_min, ..Rules::default() }
-    }
-}
 
 /// What one step weighs.
 #[derive(Clone, Copy, Debug)]
@@ -156,111 +83,6 @@ pub enum Outcome {
     Done,
     /// Failed, and the file and the broker are as before.
     Restored,
-}
-
-/// Where one option is wanted, on the actor's grid, since it was last wanted on this side of its
-/// value in force.
-#[derive(Clone, Copy, Debug)]
-struct Trend {
-    /// -1, 0 (within the dead band) or 1.
-    side: i32,
-    since: Instant,
-    sum: i32,
-    count: i32,
-}
-
-impl Trend {
-    const NONE: Trend = Trend { side: 0, since: Instant::MIN, sum: 0, count: 0 };
-    /// Decisions after which older ones begin to weigh less.
-    const COUNT_MAX: i32 = 64;
-
-    /// Takes in that `raw` is wanted on `side`.
-    fn observe(&mut self, now: Instant, side: i32, raw: i8, alike_steps: u8) {
-        let goes_on =
-            side == self.side && self.count > 0 && self.mean().abs_diff(raw) <= alike_steps;
-        if !goes_on {
-            *self = Trend { side, since: now, sum: 0, count: 0 };
-        } else if self.count >= Trend::COUNT_MAX {
-            (self.sum, self.count) = (self.sum / 2, self.count / 2);
-        }
-        self.sum += i32::from(raw);
-        self.count += 1;
-    }
-
-    /// The mean of what was wanted.
-    fn mean(&self) -> i8 {
-        // A mean of values of i8 is one.
-        i8::try_from(self.sum / self.count.max(1)).unwrap_or(0)
-    }
-}
-
-/// A change that has yet to stand its verification.
-#[derive(Clone, Copy, Debug)]
-struct Watch {
-    since: Instant,
-    apply: Apply,
-    before: Health,
-    last_good: Settings,
-    latency_us: Mean,
-    dropped_share: Mean,
-    /// Since when it has answered nobody.
-    down_since: Option<Instant>,
-    /// Processes that took over without us.
-    crashes: u8,
-}
-
-impl Watch {
-    fn new(since: Instant, apply: Apply, before: Health, last_good: Settings) -> Watch {
-        let (latency_us, dropped_share) = (Mean::default(), Mean::default());
-        let (down_since, crashes) = (None, 0);
-        Watch { since, apply, before, last_good, latency_us, dropped_share, down_since, crashes }
-    }
-
-    /// What can't wait for the end of the window: every second of it is an outage.
-    fn disaster(&mut self, now: Instant, health: &Health, rules: &Rules) -> Option<RollBackReason> {
-        if self.crashes >= CRASHES_MIN {
-            return Some(RollBackReason::Crashed);
-        }
-        if health.is_serving || !self.before.is_serving {
-            self.down_since = None;
-            return None;
-        }
-        let since = *self.down_since.get_or_insert(now);
-        let is_down = now.saturating_duration_since(since) >= rules.down_max;
-        is_down.then_some(RollBackReason::NotServing)
-    }
-
-    /// What was seen over the window: means of what flickers, the last of what stands.
-    ///
-    /// The first half belongs to the change itself: clients come back, probes wait for them.
-    fn seen(&mut self, is_first_half: bool, now: &Health) -> Health {
-        if is_first_half {
-            return *now;
-        }
-        Health {
-            probe_latency_us: self.latency_us.with(now.probe_latency_us),
-            dropped_share: self.dropped_share.with(now.dropped_share),
-            ..*now
-        }
-    }
-}
-
-/// A running mean.
-#[derive(Clone, Copy, Debug, Default)]
-struct Mean {
-    sum: f32,
-    count: f32,
-}
-
-impl Mean {
-    /// The mean with one more value; `None` where there was never one.
-    fn with(&mut self, value: Option<f32>) -> Option<f32> {
-        if let Some(value) = value.filter(|value| value.is_finite()) {
-            self.sum += value;
-            self.count += 1.0;
-        }
-        (self.count > 0.0).then(|| self.sum / self.count)
-    }
 }
 
 /// Keeps what is written and effective, and the history that the rules need.
@@ -673,9 +495,10 @@ impl Controller {
         for knob in unstated.iter() {
             settings = settings.with_that_of(knob, &self.effective);
         }
-        // A reload would take persistence over as well, with the wrong database.
-        let kept = &self.effective;
-        settings = inputs.envelope.confine(settings).with_that_of(Knob::Persistence, kept);
+        // What only a restart takes over stays, in the envelope or not, until one is made. But a reload
+        // would take persistence over as well, with the wrong database.
+        settings = inputs.envelope.confine(settings).with_those_of(&settings, Apply::Restart);
+        settings = settings.with_that_of(Knob::Persistence, &self.effective);
         for knob in given_up.iter() {
             // A value that the table cannot express is left to the main file's own line.
             let site = knob.spec().value(inputs.envelope.site.get(knob));

@@ -1,0 +1,83 @@
+//! The watch over the last change, until it has stood its verification.
+
+use super::{Health, RollBackReason, Rules};
+use crate::knobs::Apply;
+use crate::settings::Settings;
+use embassy_time::Instant;
+
+/// Restarts by others within a verify window that make a crash loop: the first may be a person.
+const CRASHES_MIN: u8 = 2;
+
+/// A change that has yet to stand its verification.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Watch {
+    pub(super) since: Instant,
+    pub(super) apply: Apply,
+    pub(super) before: Health,
+    pub(super) last_good: Settings,
+    latency_us: Mean,
+    dropped_share: Mean,
+    /// Since when it has answered nobody.
+    down_since: Option<Instant>,
+    /// Processes that took over without us.
+    pub(super) crashes: u8,
+}
+
+impl Watch {
+    pub(super) fn new(since: Instant, apply: Apply, before: Health, last_good: Settings) -> Watch {
+        let (latency_us, dropped_share) = (Mean::default(), Mean::default());
+        let (down_since, crashes) = (None, 0);
+        Watch { since, apply, before, last_good, latency_us, dropped_share, down_since, crashes }
+    }
+
+    /// What can't wait for the end of the window: every second of it is an outage.
+    pub(super) fn disaster(
+        &mut self,
+        now: Instant,
+        health: &Health,
+        rules: &Rules,
+    ) -> Option<RollBackReason> {
+        if self.crashes >= CRASHES_MIN {
+            return Some(RollBackReason::Crashed);
+        }
+        if health.is_serving || !self.before.is_serving {
+            self.down_since = None;
+            return None;
+        }
+        let since = *self.down_since.get_or_insert(now);
+        let is_down = now.saturating_duration_since(since) >= rules.down_max;
+        is_down.then_some(RollBackReason::NotServing)
+    }
+
+    /// What was seen over the window: means of what flickers, the last of what stands.
+    ///
+    /// The first half belongs to the change itself: clients come back, probes wait for them.
+    pub(super) fn seen(&mut self, is_first_half: bool, now: &Health) -> Health {
+        if is_first_half {
+            return *now;
+        }
+        Health {
+            probe_latency_us: self.latency_us.with(now.probe_latency_us),
+            dropped_share: self.dropped_share.with(now.dropped_share),
+            ..*now
+        }
+    }
+}
+
+/// A running mean.
+#[derive(Clone, Copy, Debug, Default)]
+struct Mean {
+    sum: f32,
+    count: f32,
+}
+
+impl Mean {
+    /// The mean with one more value; `None` where there was never one.
+    fn with(&mut self, value: Option<f32>) -> Option<f32> {
+        if let Some(value) = value.filter(|value| value.is_finite()) {
+            self.sum += value;
+            self.count += 1.0;
+        }
+        (self.count > 0.0).then(|| self.sum / self.count)
+    }
+}
