@@ -152,8 +152,12 @@ impl Client {
                 Ok(0) => return None,
                 Ok(len) => self.buffer.extend_from_slice(&chunk[..len]),
                 Err(error) if error.kind() == ErrorKind::ConnectionReset => return None,
+                // Interrupted: stopped and continued in between.
                 Err(error)
-                    if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+                    if matches!(
+                        error.kind(),
+                        ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
+                    ) => {}
                 Err(error) => panic!("{error}"),
             }
         }
