@@ -25,10 +25,12 @@ pub(crate) fn write_wide(path: &Path, values: &[(Knob, u64)], hidden: usize) {
 
 fn bytes(action: &Action, hidden: usize) -> Vec<u8> {
     let inputs = Schema::Edge.len();
-    let ones = |count: usize| 1i32.to_le_bytes().repeat(count);
+    // An eighth, in the way that exported models scale: others take a longer path.
+    let (eighth, shift) = ((1i32 << 30).to_le_bytes(), 33);
     let zeros = vec![0; inputs.max(hidden) * hidden.max(KNOB_COUNT) * 8];
     let bias: Vec<u8> = action.iter().flat_map(|&raw| bias(raw).to_le_bytes()).collect();
-    let (multiplier, shift) = (ones(hidden.max(KNOB_COUNT)), vec![1; hidden.max(KNOB_COUNT)]);
+    let width = hidden.max(KNOB_COUNT);
+    let (multiplier, shift) = (eighth.repeat(width), vec![shift; width]);
     let layer = |inputs: usize, outputs: usize| LayerParts {
         weights: &zeros[..inputs * outputs],
         bias: &zeros[..outputs * 4],
@@ -36,7 +38,7 @@ fn bytes(action: &Action, hidden: usize) -> Vec<u8> {
         shift: &shift[..outputs],
     };
     let last = LayerParts { bias: &bias, ..layer(hidden, KNOB_COUNT) };
-    let width = u16::try_from(hidden).unwrap();
+    let hidden_wire = u16::try_from(hidden).unwrap();
     let flat = &zeros[..inputs * 4];
     let parts = ModelParts {
         counter: 0,
@@ -45,7 +47,7 @@ fn bytes(action: &Action, hidden: usize) -> Vec<u8> {
         schema_id: Schema::Edge.id(),
         schema_fingerprint: Schema::Edge.fingerprint(),
         step_ms: 5000,
-        shape: [u16::try_from(inputs).unwrap(), width, width, 11],
+        shape: [u16::try_from(inputs).unwrap(), hidden_wire, hidden_wire, 11],
         input: InputParts { mean: flat, inv_std: flat, observed_min: flat, observed_max: flat },
         layers: [layer(inputs, hidden), layer(hidden, hidden), last],
         bounds: BoundsParts {
@@ -61,10 +63,10 @@ fn bytes(action: &Action, hidden: usize) -> Vec<u8> {
     out
 }
 
-/// The accumulator that comes out as `raw`: halved by the shift, in 1/4096, through tanh.
+/// The accumulator that comes out as `raw`: divided by eight, in 1/4096, through tanh.
 fn bias(raw: i8) -> i32 {
     let target = (f64::from(raw) / 127.0).clamp(-0.9999, 0.9999);
-    #[allow(clippy::cast_possible_truncation, reason = "at most 5 times 8192")]
-    let bias = (target.atanh() * 4096.0 * 2.0).round() as i32;
+    #[allow(clippy::cast_possible_truncation, reason = "at most 5 times 32768")]
+    let bias = (target.atanh() * 4096.0 * 8.0).round() as i32;
     bias
 }
