@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 
 const SCENARIOS: [&str; 2] = ["fanout-saturation", "idle-telemetry"];
 const TRAINING_SEEDS: [u64; 3] = [1, 2, 3];
-/// Trials in the twin of each seed, on sites that are neither of the two loads.
+/// Real runs of each policy on each load.
+const REPEATS: &str = "2";
+/// Training in the twin, on sites that are neither of the two loads.
 const TWIN: [&str; 10] = [
     "--sweep-sites",
     "1000",
@@ -24,9 +26,6 @@ const TWIN: [&str; 10] = [
     "--validate-sites",
     "40",
 ];
-/// Its finish on one real broker at a time: saturation wants the machine for itself.
-const FINISH_S: &str = "200";
-
 /// Runs `host` to its good end.
 fn run(args: &[&str]) -> Value {
     let (status, document) = host_json("2.0.21", args);
@@ -36,20 +35,13 @@ fn run(args: &[&str]) -> Value {
 
 fn train(dir: &Path, seed: u64) -> PathBuf {
     let seed_text = seed.to_string();
-    let folder = |name: &str| dir.join(format!("{name}-{seed}"));
-    let (twin, finish) = (folder("twin"), folder("finish"));
-    let twin_text = twin.display().to_string();
-    let mut args = vec!["train", "--env", "twin", "--seed", &seed_text, "--out", &twin_text];
+    let run_dir = dir.join(format!("twin-{seed}"));
+    let out = run_dir.display().to_string();
+    let mut args = vec!["train", "--env", "twin", "--seed", &seed_text, "--out", &out];
     args.extend(TWIN);
     run(&args);
-    let (from, out) = (twin.join("best.safetensors"), finish.display().to_string());
-    let from = from.display().to_string();
-    let mut args = vec!["train", "--from", &from, "--duration-s", FINISH_S];
-    args.extend(["--episode-steps", "15", "--seed", &seed_text, "--out", &out]);
-    args.extend(SCENARIOS.iter().flat_map(|scenario| ["--scenario", scenario]));
-    run(&args);
     let model = dir.join(format!("trained-{seed}.btm"));
-    std::fs::copy(finish.join("model.btm"), &model).unwrap();
+    std::fs::copy(run_dir.join("model.btm"), &model).unwrap();
     model
 }
 
@@ -85,7 +77,7 @@ fn trained_policies_beat_untrained_ones_and_the_first_random_settings() {
     let out = dir.path().join("results.jsonl").display().to_string();
     let paths: Vec<String> = models.iter().map(|path| path.display().to_string()).collect();
     let mut args = vec!["evaluate", "--untrained", "--random", "--random-n", "8"];
-    args.extend(["--repeats", "2", "--seed", "100", "--out", &out]);
+    args.extend(["--repeats", REPEATS, "--seed", "100", "--out", &out]);
     args.extend(paths.iter().flat_map(|path| ["--model", path.as_str()]));
     args.extend(SCENARIOS.iter().flat_map(|scenario| ["--scenario", scenario]));
     let document = run(&args);
