@@ -20,7 +20,7 @@ pub use health::Health;
 pub use reason::{HoldReason, RollBackReason};
 pub use rules::Rules;
 use trend::Trend;
-use watch::Watch;
+use watch::{Growth, Watch};
 
 /// Restarts that are remembered: bounds the budgets that can be configured.
 pub const RESTARTS_REMEMBERED_MAX: usize = 64;
@@ -94,6 +94,7 @@ pub struct Controller {
     /// By row; those of reloadable options are not used.
     trends: [Trend; KNOB_COUNT],
     watch: Option<Watch>,
+    growth: Growth,
     /// When each restart stops counting: a day after it.
     restarts: heapless::Deque<Instant, RESTARTS_REMEMBERED_MAX>,
     failures: u8,
@@ -123,6 +124,7 @@ impl Controller {
             effective: written,
             trends: [Trend::NONE; KNOB_COUNT],
             watch: None,
+            growth: Growth::default(),
             restarts: heapless::Deque::new(),
             failures: 0,
             wait_until: None,
@@ -222,6 +224,7 @@ impl Controller {
             return Decision::Hold(HoldReason::Paused);
         }
         self.observe_wanted(now, inputs);
+        self.growth.observe(now, inputs.health.memory_share);
         if let Some(decision) = self.verify(now, inputs) {
             return decision;
         }
@@ -272,6 +275,7 @@ impl Controller {
         // Where a change follows one that has not stood its verification yet, what was good before
         // the first of them is what to fall back to, and a restart's clients are waited for.
         let (last_good, health) = self.before_watched().unwrap_or((self.written, health));
+        let growth = self.watch.map_or(self.growth, |watch| watch.growth());
         let is_restart = apply == Apply::Restart || self.watched() == Some(Apply::Restart);
         let watched = if is_restart { Apply::Restart } else { Apply::Reload };
         self.written = settings;
@@ -283,7 +287,7 @@ impl Controller {
             self.fail(now);
             None
         } else {
-            Some(Watch::new(now, watched, health, last_good))
+            Some(Watch::new(now, watched, health, last_good).with_growth(growth))
         };
     }
 
@@ -385,7 +389,7 @@ impl Controller {
         if watch.apply == Apply::Reload && !is_late && comes_soon(self.restart_part(now, inputs)) {
             return None;
         }
-        let worse = self.worse(&watch, &seen).or(is_unseen.then_some(RollBackReason::Unseen));
+        let worse = self.worse(now, &watch, &seen).or(is_unseen.then_some(RollBackReason::Unseen));
         let Some(reason) = worse else {
             self.watch = None;
             self.failures = 0;
@@ -427,8 +431,10 @@ impl Controller {
         if differing.iter().any(is_restart) { Apply::Restart } else { Apply::Reload }
     }
 
-    fn worse(&self, watch: &Watch, now: &Health) -> Option<RollBackReason> {
+    fn worse(&self, at: Instant, watch: &Watch, now: &Health) -> Option<RollBackReason> {
         let (rules, before) = (&self.rules, &watch.before);
+        // What grew before the change would have grown without it, and grows on when it is undone.
+        let would_be = watch.growth().expected(at).unwrap_or(0.0);
         if !now.is_serving {
             return before.is_serving.then_some(RollBackReason::NotServing);
         }
@@ -439,7 +445,9 @@ impl Controller {
             && watch.apply == Apply::Restart
         {
             Some(RollBackReason::ClientsLost)
-        } else if is_worse(before.memory_share, now.memory_share, &|b, n| n > 1.0 && b <= 1.0) {
+        } else if is_worse(before.memory_share, now.memory_share, &|b, n| {
+            n > 1.0 && b <= 1.0 && n > would_be
+        }) {
             Some(RollBackReason::Memory)
         } else if is_worse(before.received_per_s, now.received_per_s, &|b, n| {
             n > b * HEAVIER_LOAD_FACTOR
@@ -495,10 +503,15 @@ impl Controller {
         for knob in unstated.iter() {
             settings = settings.with_that_of(knob, &self.effective);
         }
-        // What only a restart takes over stays, in the envelope or not, until one is made. But a reload
-        // would take persistence over as well, with the wrong database.
-        settings = inputs.envelope.confine(settings).with_those_of(&settings, Apply::Restart);
-        settings = settings.with_that_of(Knob::Persistence, &self.effective);
+        settings = inputs.envelope.confine(settings);
+        // What only a restart takes over, and is in force as it stands, stays until one is made. A
+        // reload would take persistence over as well, with the wrong database.
+        for knob in Knob::ALL.into_iter().filter(|knob| knob.spec().apply == Apply::Restart) {
+            let in_force = self.effective.get(knob);
+            if knob == Knob::Persistence || self.written.get(knob) == in_force {
+                settings = settings.with(knob, in_force);
+            }
+        }
         for knob in given_up.iter() {
             // A value that the table cannot express is left to the main file's own line.
             let site = knob.spec().value(inputs.envelope.site.get(knob));

@@ -354,6 +354,29 @@ fn memory_beyond_the_limit_is_worse() {
     );
 }
 
+/// What grew before the change would have grown without it; one step up is no such growth.
+#[test]
+fn memory_that_grew_before_the_change_is_not_its_doing() {
+    let steadily = |second: u64| 0.5 + 0.005 * second as f32;
+    let faster = |second: u64| steadily(second) + 0.02 * second.saturating_sub(60) as f32;
+    let once = |second: u64| if second <= 60 { 0.8 } else { 1.1 };
+    for (share, is_its_doing) in
+        [(&steadily as &dyn Fn(u64) -> f32, false), (&faster, true), (&once, true)]
+    {
+        let mut controller = controller();
+        let found = (0..=90).step_by(5).map(|second| {
+            let health = Health { memory_share: Some(share(second)), ..healthy() };
+            let decision = controller.step(at(second), &Inputs { health, ..wants(window(1000)) });
+            controller.applied(at(second), &decision, Outcome::Done, health);
+            decision
+        });
+        let is_memory = |decision: &Decision| {
+            matches!(decision, Decision::RollBack { reason: RollBackReason::Memory, .. })
+        };
+        assert_eq!(found.filter(is_memory).count(), usize::from(is_its_doing));
+    }
+}
+
 #[test]
 fn figures_that_stay_away_are_worse_in_the_end() {
     let (mut controller, second, _) = after_a_bad_restart();
@@ -672,6 +695,18 @@ fn a_reload_leaves_persistence_as_it_runs_and_stays_inside_the_envelope() {
     let decision = controller.step(at(0), &inputs);
     let settings = with(&[(Knob::AutosaveInterval, 300)]);
     assert_eq!(decision, Decision::Change { settings, apply: Apply::Reload });
+}
+
+/// A line that is in force stays where it is, whatever the envelope has come to since.
+#[test]
+fn a_reload_leaves_the_lines_that_only_a_restart_takes_over() {
+    let mut controller = Controller::new(Rules::default(), with(&[(Knob::PacketSizeMax, 1 << 20)]));
+    let mut inputs = wants(with(&[(Knob::AutosaveInterval, 300), (Knob::PacketSizeMax, 1 << 20)]));
+    inputs.envelope.opted_in = inputs.envelope.opted_in.with(Knob::PacketSizeMax);
+    inputs.envelope.packet_bytes_max = Some(1 << 20);
+    let settings = with(&[(Knob::AutosaveInterval, 300), (Knob::PacketSizeMax, 1 << 20)]);
+    let change = Decision::Change { settings, apply: Apply::Reload };
+    assert_eq!(controller.step(at(0), &inputs), change);
 }
 
 #[test]

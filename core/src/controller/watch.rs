@@ -3,7 +3,7 @@
 use super::{Health, RollBackReason, Rules};
 use crate::knobs::Apply;
 use crate::settings::Settings;
-use embassy_time::Instant;
+use embassy_time::{Duration, Instant};
 
 /// Restarts by others within a verify window that make a crash loop: the first may be a person.
 const CRASHES_MIN: u8 = 2;
@@ -15,6 +15,8 @@ pub(super) struct Watch {
     pub(super) apply: Apply,
     pub(super) before: Health,
     pub(super) last_good: Settings,
+    /// Where the memory's share of the limit was, and how fast it grew.
+    growth: Growth,
     latency_us: Mean,
     dropped_share: Mean,
     /// Since when it has answered nobody.
@@ -25,9 +27,29 @@ pub(super) struct Watch {
 
 impl Watch {
     pub(super) fn new(since: Instant, apply: Apply, before: Health, last_good: Settings) -> Watch {
+        let growth = Growth::default();
         let (latency_us, dropped_share) = (Mean::default(), Mean::default());
         let (down_since, crashes) = (None, 0);
-        Watch { since, apply, before, last_good, latency_us, dropped_share, down_since, crashes }
+        Watch {
+            since,
+            apply,
+            before,
+            last_good,
+            growth,
+            latency_us,
+            dropped_share,
+            down_since,
+            crashes,
+        }
+    }
+
+    /// The same, over memory that grew so before the change.
+    pub(super) fn with_growth(self, growth: Growth) -> Watch {
+        Watch { growth, ..self }
+    }
+
+    pub(super) fn growth(&self) -> Growth {
+        self.growth
     }
 
     /// What can't wait for the end of the window: every second of it is an outage.
@@ -62,6 +84,40 @@ impl Watch {
             ..*now
         }
     }
+}
+
+/// How the memory's share of the limit grows.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Growth {
+    last: Option<(Instant, f32)>,
+    /// Between the last three looks; what was never seen did not grow.
+    per_s: [f32; 2],
+}
+
+impl Growth {
+    /// Takes in a look.
+    pub(super) fn observe(&mut self, now: Instant, share: Option<f32>) {
+        let Some(share) = share.filter(|share| share.is_finite()) else { return };
+        if let Some((at, before)) = self.last {
+            let elapsed_s = seconds(now.saturating_duration_since(at));
+            if elapsed_s <= 0.0 {
+                return;
+            }
+            self.per_s = [self.per_s[1], (share - before) / elapsed_s];
+        }
+        self.last = Some((now, share));
+    }
+
+    /// Where it would be at `now` had nothing been changed: it goes on as it last did twice running.
+    pub(super) fn expected(&self, now: Instant) -> Option<f32> {
+        let (at, share) = self.last?;
+        let per_s = self.per_s[0].min(self.per_s[1]).max(0.0);
+        Some(share + per_s * seconds(now.saturating_duration_since(at)))
+    }
+}
+
+fn seconds(duration: Duration) -> f32 {
+    duration.as_millis() as f32 / 1000.0
 }
 
 /// A running mean.
