@@ -87,11 +87,17 @@ impl Watch {
 }
 
 /// How the memory's share of the limit grows.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Growth {
     last: Option<(Instant, f32)>,
-    /// Between the last three looks; what was never seen did not grow.
+    /// Between the last three looks, where there were as many.
     per_s: [f32; 2],
+}
+
+impl Default for Growth {
+    fn default() -> Self {
+        Growth { last: None, per_s: [f32::INFINITY; 2] }
+    }
 }
 
 impl Growth {
@@ -111,7 +117,8 @@ impl Growth {
     /// Where it would be at `now` had nothing been changed: it goes on as it last did twice running.
     pub(super) fn expected(&self, now: Instant) -> Option<f32> {
         let (at, share) = self.last?;
-        let per_s = self.per_s[0].min(self.per_s[1]).max(0.0);
+        let slower = self.per_s[0].min(self.per_s[1]);
+        let per_s = if slower.is_finite() { slower.max(0.0) } else { 0.0 };
         Some(share + per_s * seconds(now.saturating_duration_since(at)))
     }
 }
