@@ -7,6 +7,13 @@
 use super::DdpgError;
 use rand::RngExt;
 use rand_pcg::Pcg32;
+use std::ops::Range;
+
+/// Share of lessons whose state is of a site's first trial: an agent enters there, and may not get far
+/// beyond it.
+const ENTRY_SHARE: f64 = 0.3;
+/// Share whose state is of a site's best trial: where an agent shall be, and stay.
+const BEST_SHARE: f64 = 0.3;
 
 /// One action, tried on a site.
 #[derive(Clone, Debug, PartialEq)]
@@ -87,11 +94,20 @@ impl Lessons {
         Ok(())
     }
 
-    /// A random lesson: each site is as likely as any other. There must be one.
+    /// A random lesson: each site is as likely as any other, and so is each of its actions; states
+    /// are drawn with regard to where an agent will be. There must be one.
     pub(super) fn draw(&self, rng: &mut Pcg32) -> Lesson<'_> {
         let site = rng.random_range(0..self.trial_ends.len());
         let trials = start_of(&self.trial_ends, site)..self.trial_ends[site];
-        let (seen, tried) = (rng.random_range(trials.clone()), rng.random_range(trials));
+        let dice = rng.random_range(0.0..1.0);
+        let seen = if dice < ENTRY_SHARE {
+            trials.start
+        } else if dice < ENTRY_SHARE + BEST_SHARE {
+            self.best_of(trials.clone())
+        } else {
+            rng.random_range(trials.clone())
+        };
+        let tried = rng.random_range(trials);
         let states = start_of(&self.state_ends, seen)..self.state_ends[seen];
         let (value, action) = self.trial(tried);
         Lesson { state: self.state(rng.random_range(states)), action, value }
@@ -110,6 +126,11 @@ impl Lessons {
     /// The state of that number, below [`Lessons::state_count`].
     pub(super) fn state(&self, number: usize) -> &[f32] {
         &self.states[number * self.state_dim..(number + 1) * self.state_dim]
+    }
+
+    fn best_of(&self, trials: Range<usize>) -> usize {
+        let first = trials.start;
+        trials.max_by(|&a, &b| self.trial(a).0.total_cmp(&self.trial(b).0)).unwrap_or(first)
     }
 
     fn trial(&self, number: usize) -> (f32, &[f32]) {
@@ -165,6 +186,25 @@ mod tests {
         }
         assert!(crossed, "a state seen under one action teaches of the others");
         assert!((400..600).contains(&of_second), "{of_second} of 1000 from one of two sites");
+    }
+
+    #[test]
+    fn where_an_agent_enters_and_where_it_shall_be_is_seen_more_often() {
+        let mut lessons = Lessons::new(2, 1);
+        let trials: Vec<Trial> =
+            [1.0, 9.0, 2.0, 3.0, 4.0].into_iter().map(|value| trial(1.0, value)).collect();
+        lessons.add(&trials).unwrap();
+        let mut rng = Pcg32::seed_from_u64(1);
+        let mut seen = [0; 10];
+        for _ in 0..10_000 {
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "1 to 9")]
+            let value = lessons.draw(&mut rng).state[1] as usize;
+            seen[value] += 1;
+        }
+        for (value, share) in [(1, 0.38), (9, 0.38), (2, 0.08), (3, 0.08), (4, 0.08)] {
+            let found = f64::from(seen[value]) / 10_000.0;
+            assert!((found - share).abs() < 0.02, "{value}: {found}");
+        }
     }
 
     #[test]
