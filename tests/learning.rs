@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 const SCENARIOS: [&str; 2] = ["fanout-saturation", "idle-telemetry"];
 const TRAINING_SEEDS: [u64; 3] = [1, 2, 3];
 /// Real runs of each policy on each load.
-const REPEATS: &str = "2";
+const REPEATS: &str = "1";
 /// Training in the twin, on sites that are neither of the two loads.
 const TWIN: [&str; 10] = [
     "--sweep-sites",

@@ -57,7 +57,7 @@ impl Default for Rules {
             alike_steps: 64,
             down_max: Duration::from_secs(10),
             allow_state_loss: false,
-            back_off: Duration::from_secs(300),
+            back_off: Duration::from_secs(60),
             failures_max: 3,
             restart_gain_min: 0.02,
             worse_latency_factor: 4.0,

@@ -147,7 +147,7 @@ sections! {
         allow_state_loss: bool = false,
         /// Wait after a change that had to be taken back, in seconds; doubles with each further one.
         /// 1 to 86400.
-        back_off_s: u32 = 300,
+        back_off_s: u32 = 60,
     }
 
     /// The agent itself.

@@ -8,9 +8,9 @@ use std::ops::Range;
 
 /// The kernel counts CPU time in ticks.
 const TICK_US: u64 = 10_000;
-/// Of a whole core, what a saturated broker is seen to use: 0.97 to 1.00 was measured on a gateway of
-/// two cores, the rest went to others.
-const CORE_SEEN: Range<f64> = 0.95..1.0;
+/// Of a whole core, what a saturated broker is seen to use: 0.97 to 1.00 was measured on an idle machine of
+/// two cores, 0.90 to 0.93 on one that was busy with other things; the rest went to those.
+const CORE_SEEN: Range<f64> = 0.85..1.0;
 /// A round trip is mostly near its mean, by this factor up or down.
 const PROBE_FACTOR: Range<f64> = 0.7..1.5;
 /// A few find the broker at something else: 0.2 ms to 4 ms were measured beside a saturated broker, and of 11
@@ -68,7 +68,7 @@ mod tests {
             let sample = seen(exact(at_s), at_s);
             let cpu_us = sample.proc.map_or(0, |proc| proc.cpu_us);
             assert!(cpu_us.is_multiple_of(TICK_US));
-            assert!((at_s * 940_000..=at_s * 1_000_000).contains(&cpu_us));
+            assert!((at_s * 840_000..=at_s * 1_000_000).contains(&cpu_us));
             assert!(sample.probe.latency_us_qos0.is_some_and(|us| (210..6750).contains(&us)));
         }
     }
