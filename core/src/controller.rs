@@ -275,7 +275,7 @@ impl Controller {
         // Where a change follows one that has not stood its verification yet, what was good before
         // the first of them is what to fall back to, and a restart's clients are waited for.
         let (last_good, health) = self.before_watched().unwrap_or((self.written, health));
-        let growth = self.watch.map_or(self.growth, |watch| watch.growth());
+        let growth = self.watch.map(|watch| watch.growth()).filter(Growth::is_known);
         let is_restart = apply == Apply::Restart || self.watched() == Some(Apply::Restart);
         let watched = if is_restart { Apply::Restart } else { Apply::Reload };
         self.written = settings;
@@ -287,7 +287,10 @@ impl Controller {
             self.fail(now);
             None
         } else {
-            Some(Watch::new(now, watched, health, last_good).with_growth(growth))
+            Some(
+                Watch::new(now, watched, health, last_good)
+                    .with_growth(growth.unwrap_or(self.growth)),
+            )
         };
     }
 
@@ -421,7 +424,11 @@ impl Controller {
             }
         }
         // The heap may have grown since: a limit that was good may lie below it by now.
-        Decision::RollBack { settings: inputs.envelope.confine(last_good), apply, reason }
+        let settings = match apply {
+            Apply::Restart => inputs.envelope.confine(last_good),
+            Apply::Reload => self.for_reload(last_good, &inputs.envelope),
+        };
+        Decision::RollBack { settings, apply, reason }
     }
 
     /// How `settings` become effective.
@@ -434,7 +441,7 @@ impl Controller {
     fn worse(&self, at: Instant, watch: &Watch, now: &Health) -> Option<RollBackReason> {
         let (rules, before) = (&self.rules, &watch.before);
         // What grew before the change would have grown without it, and grows on when it is undone.
-        let would_be = watch.growth().expected(at).unwrap_or(0.0);
+        let would_be = watch.growth().expected_max(at).unwrap_or(0.0);
         if !now.is_serving {
             return before.is_serving.then_some(RollBackReason::NotServing);
         }
@@ -503,21 +510,27 @@ impl Controller {
         for knob in unstated.iter() {
             settings = settings.with_that_of(knob, &self.effective);
         }
-        settings = inputs.envelope.confine(settings);
-        // What only a restart takes over, and is in force as it stands, stays until one is made. A
-        // reload would take persistence over as well, with the wrong database.
-        for knob in Knob::ALL.into_iter().filter(|knob| knob.spec().apply == Apply::Restart) {
-            let in_force = self.effective.get(knob);
-            if knob == Knob::Persistence || self.written.get(knob) == in_force {
-                settings = settings.with(knob, in_force);
-            }
-        }
+        settings = self.for_reload(settings, &inputs.envelope);
         for knob in given_up.iter() {
             // A value that the table cannot express is left to the main file's own line.
             let site = knob.spec().value(inputs.envelope.site.get(knob));
             settings = settings.with(knob, site.map_or(Setting::Unwritten, Setting::Value));
         }
         (settings != self.written).then_some(settings)
+    }
+
+    /// `settings` inside the envelope, as a reload may write them. What only a restart takes over, and
+    /// is in force as it stands, stays until one is made; persistence stays as the broker runs with
+    /// it, for a reload would take it over as well, with the wrong database.
+    fn for_reload(&self, settings: Settings, envelope: &Envelope) -> Settings {
+        let mut settings = envelope.confine(settings);
+        for knob in Knob::ALL.into_iter().filter(|knob| knob.spec().apply == Apply::Restart) {
+            let in_force = self.effective.get(knob);
+            if knob == Knob::Persistence || self.written.get(knob) == in_force {
+                settings = settings.with(knob, in_force);
+            }
+        }
+        settings
     }
 
     /// Restart-only options that are in force as they are wanted, though the file says otherwise: it

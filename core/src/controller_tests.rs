@@ -360,13 +360,17 @@ fn memory_that_grew_before_the_change_is_not_its_doing() {
     let steadily = |second: u64| 0.5 + 0.005 * second as f32;
     let faster = |second: u64| steadily(second) + 0.02 * second.saturating_sub(60) as f32;
     let once = |second: u64| if second <= 60 { 0.8 } else { 1.1 };
-    for (share, is_its_doing) in
-        [(&steadily as &dyn Fn(u64) -> f32, false), (&faster, true), (&once, true)]
+    let cases = [(&steadily as &dyn Fn(u64) -> f32, false), (&faster, true), (&once, true)];
+    // A reload at the first look, before anything is known of growth, is no reason to forget it.
+    let mut with_reload = window(1000);
+    with_reload.set(Knob::AutosaveInterval, 600).unwrap();
+    for ((share, is_its_doing), wanted) in
+        cases.into_iter().flat_map(|case| [(case, window(1000)), (case, with_reload)])
     {
         let mut controller = controller();
         let found = (0..=90).step_by(5).map(|second| {
             let health = Health { memory_share: Some(share(second)), ..healthy() };
-            let decision = controller.step(at(second), &Inputs { health, ..wants(window(1000)) });
+            let decision = controller.step(at(second), &Inputs { health, ..wants(wanted) });
             controller.applied(at(second), &decision, Outcome::Done, health);
             decision
         });

@@ -8,6 +8,9 @@ use embassy_time::{Duration, Instant};
 /// Restarts by others within a verify window that make a crash loop: the first may be a person.
 const CRASHES_MIN: u8 = 2;
 
+/// Memory that grows by no more than so many times of what it did before a change grows as before.
+const GROWTH_FACTOR: f32 = 1.25;
+
 /// A change that has yet to stand its verification.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Watch {
@@ -114,12 +117,22 @@ impl Growth {
         self.last = Some((now, share));
     }
 
-    /// Where it would be at `now` had nothing been changed: it goes on as it last did twice running.
-    pub(super) fn expected(&self, now: Instant) -> Option<f32> {
+    /// Whether there were two looks.
+    pub(super) fn is_known(&self) -> bool {
+        self.slower().is_finite()
+    }
+
+    /// What it would not be beyond at `now` had nothing been changed: it goes on as it last did
+    /// twice running, and a little more.
+    pub(super) fn expected_max(&self, now: Instant) -> Option<f32> {
         let (at, share) = self.last?;
-        let slower = self.per_s[0].min(self.per_s[1]);
-        let per_s = if slower.is_finite() { slower.max(0.0) } else { 0.0 };
-        Some(share + per_s * seconds(now.saturating_duration_since(at)))
+        let per_s = if self.is_known() { self.slower().max(0.0) } else { 0.0 };
+        let grown = per_s * seconds(now.saturating_duration_since(at));
+        Some(share + grown * GROWTH_FACTOR)
+    }
+
+    fn slower(&self) -> f32 {
+        self.per_s[0].min(self.per_s[1])
     }
 }
 
