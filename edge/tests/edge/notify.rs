@@ -60,8 +60,8 @@ fn the_service_manager_is_told_also_without_a_broker() {
     assert!(eventually("its end", || agent.0.try_wait().unwrap()).success());
 }
 
-/// The watchdog is fed by the loop that decides, so one that hangs feeds nobody. It hangs in reading the
-/// drop-in, in whose place lies a pipe that nobody writes to; and goes on when somebody does.
+/// The watchdog is fed by the loop that decides, so one that hangs feeds nobody. It hangs in reading
+/// the drop-in, in whose place lies a pipe that nobody writes to; and goes on when somebody does.
 #[test]
 fn a_loop_that_hangs_starves_the_watchdog() {
     let broker = Broker::start("");
@@ -85,7 +85,7 @@ fn a_loop_that_hangs_starves_the_watchdog() {
     mkfifo(&drop_in, Mode::S_IRUSR).unwrap();
     eventually("a loop that hangs", || (!is_fed()).then_some(()));
     assert!(!is_fed(), "20 of its periods later");
-    // A reader waits, so this does not; its end is the end of an empty file, which is gone by then.
+    // A reader waits, so this does not; what it reads is empty, and gone by then.
     let writer = fs::File::options().write(true).open(&drop_in).unwrap();
     fs::remove_file(&drop_in).unwrap();
     drop(writer);
