@@ -19,7 +19,7 @@ pub fn quantise_action(action: &[f32; KNOB_COUNT]) -> Action {
 }
 
 /// What the drop-in says of one option.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Setting {
@@ -45,7 +45,7 @@ impl Setting {
 ///
 /// Built by decoding an action ([`Settings::decode`]), by validated parsing
 /// ([`crate::render::parse`]) or value by value through the table ([`Settings::set`]).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Settings([Setting; KNOB_COUNT]);

@@ -9,12 +9,16 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
+use sha2::{Digest as _, Sha256};
 
 /// Largest file that is read whole: configuration, state and secrets are far smaller.
 pub const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// What a file written for the broker may be read by: everyone, for it holds no secret.
 pub const MODE_CONF: u32 = 0o644;
+
+/// SHA-256 of a file.
+pub type Digest = [u8; 32];
 
 /// Mode of the agent's own records.
 pub const MODE_STATE: u32 = 0o640;
@@ -26,6 +30,14 @@ pub trait Files: Send {
     /// # Errors
     /// Any I/O error but "not found"; `InvalidData` above [`FILE_BYTES_MAX`].
     fn read(&self, path: &Path) -> io::Result<Option<Vec<u8>>>;
+
+    /// SHA-256 of the content, without keeping it.
+    ///
+    /// # Errors
+    /// As [`Files::read`].
+    fn sha256(&self, path: &Path) -> io::Result<Option<Digest>> {
+        Ok(self.read(path)?.map(|bytes| Sha256::digest(bytes).into()))
+    }
 
     /// Whether anything lies at `path`.
     ///
@@ -59,26 +71,36 @@ pub trait Files: Send {
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
 }
 
+/// What of a file is hashed at a time.
+const CHUNK_BYTES: usize = 1024;
+
 /// The operating system's files.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct RealFiles;
 
 impl Files for RealFiles {
     fn read(&self, path: &Path) -> io::Result<Option<Vec<u8>>> {
-        let file = match File::open(path) {
-            Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(e),
-        };
+        let Some(file) = open_there(path)? else { return Ok(None) };
         let mut bytes = Vec::new();
         file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
-        if bytes.len() as u64 > FILE_BYTES_MAX {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("larger than {FILE_BYTES_MAX} bytes"),
-            ));
-        }
+        within_limit(bytes.len() as u64)?;
         Ok(Some(bytes))
+    }
+
+    /// At each decision, so on the stack.
+    fn sha256(&self, path: &Path) -> io::Result<Option<Digest>> {
+        let Some(mut file) = open_there(path)? else { return Ok(None) };
+        let (mut hash, mut chunk, mut length) = (Sha256::new(), [0; CHUNK_BYTES], 0);
+        loop {
+            match file.read(&mut chunk)? {
+                0 => return Ok(Some(hash.finalize().into())),
+                read => {
+                    length += read as u64;
+                    within_limit(length)?;
+                    hash.update(&chunk[..read]);
+                }
+            }
+        }
     }
 
     fn exists(&self, path: &Path) -> io::Result<bool> {
@@ -108,6 +130,22 @@ impl Files for RealFiles {
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         File::open(dir)?.sync_all()
     }
+}
+
+/// `None` where nothing lies at `path`.
+fn open_there(path: &Path) -> io::Result<Option<File>> {
+    match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        opened => opened.map(Some),
+    }
+}
+
+fn within_limit(length: u64) -> io::Result<()> {
+    if length <= FILE_BYTES_MAX {
+        return Ok(());
+    }
+    let said = format!("larger than {FILE_BYTES_MAX} bytes");
+    Err(io::Error::new(io::ErrorKind::InvalidData, said))
 }
 
 /// The whole content of a file that has to be there.
@@ -251,5 +289,19 @@ mod tests {
         let path = dir.path().join("huge");
         File::create(&path).unwrap().set_len(FILE_BYTES_MAX + 1).unwrap();
         assert_eq!(RealFiles.read(&path).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert_eq!(RealFiles.sha256(&path).unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn a_file_is_hashed_as_it_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        assert_eq!(RealFiles.sha256(&path).unwrap(), None);
+        for length in [0, 1, CHUNK_BYTES, CHUNK_BYTES + 1, 5 * CHUNK_BYTES] {
+            let bytes = vec![7; length];
+            fs::write(&path, &bytes).unwrap();
+            let whole: Digest = Sha256::digest(&bytes).into();
+            assert_eq!(RealFiles.sha256(&path).unwrap(), Some(whole), "{length}");
+        }
     }
 }

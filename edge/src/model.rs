@@ -28,7 +28,7 @@ use crate::policy::{ModelPolicy, Policy, PolicyError};
 const KEPT_FILE: &str = "accepted.btm";
 
 /// What is to be told of the model in use.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ModelReport {
     /// The file it was read from.
     pub file: String,
@@ -163,13 +163,13 @@ impl ModelSource {
         }
         // Where nothing sound is kept, nothing but the configured file can be in use.
         let highest = self.highest()?.max(current.counter);
+        let report = ModelReport { refused, ..current.report() };
         Ok(LivePolicy {
             source: self,
             current,
+            report,
             highest,
             seen,
-            refused,
-            replaced_unix_s: None,
             beyond: None,
             is_stored: false,
             complaint: None,
@@ -196,6 +196,17 @@ impl Verified {
     pub fn policy(&self) -> &ModelPolicy {
         &self.policy
     }
+
+    fn report(&self) -> ModelReport {
+        let shown = |path: &PathBuf| path.display().to_string();
+        ModelReport {
+            file: shown(&self.path),
+            counter: self.counter,
+            signed_by: self.signed_by.as_ref().map(shown),
+            refused: None,
+            replaced_unix_s: None,
+        }
+    }
 }
 
 /// What tells a file from the one that was there before.
@@ -218,10 +229,10 @@ impl Stamp {
 pub struct LivePolicy {
     source: ModelSource,
     current: Verified,
+    /// What is to be told of it.
+    report: ModelReport,
     highest: u64,
     seen: Option<Stamp>,
-    refused: Option<String>,
-    replaced_unix_s: Option<u64>,
     beyond: Option<Beyond>,
     /// The copy is that of the model in use.
     is_stored: bool,
@@ -249,7 +260,7 @@ impl LivePolicy {
             Err(error) => {
                 tracing::error!(reason = %error, "The new model was refused; the one in use stays.");
                 let reason = error.to_string();
-                self.refused = Some(reason.clone());
+                self.report.refused = Some(reason.clone());
                 Some(ModelNews::Refused(reason))
             }
         }
@@ -257,9 +268,10 @@ impl LivePolicy {
 
     fn take_over(&mut self, verified: Verified, is_asked: bool) -> Option<ModelNews> {
         let is_same = verified.policy.bytes() == self.current.policy.bytes();
-        self.refused = None;
         self.highest = self.highest.max(verified.counter);
         let before = std::mem::replace(&mut self.current, verified);
+        let replaced_unix_s = if is_same { self.report.replaced_unix_s } else { Some(unix_s()) };
+        self.report = ModelReport { replaced_unix_s, ..self.current.report() };
         if is_same {
             if is_asked {
                 tracing::info!("The model is the one that is in use.");
@@ -267,7 +279,6 @@ impl LivePolicy {
             return None;
         }
         self.is_stored = false;
-        self.replaced_unix_s = Some(unix_s());
         let (file, counter) = (self.source.path.display(), self.current.counter);
         tracing::info!(%file, counter, "A new model is in use.");
         let said = |model: &Verified| {
@@ -332,14 +343,7 @@ impl Policy for LivePolicy {
         news
     }
 
-    fn model(&self) -> Option<ModelReport> {
-        let shown = |path: &PathBuf| path.display().to_string();
-        Some(ModelReport {
-            file: shown(&self.current.path),
-            counter: self.current.counter,
-            signed_by: self.current.signed_by.as_ref().map(shown),
-            refused: self.refused.clone(),
-            replaced_unix_s: self.replaced_unix_s,
-        })
+    fn model(&self) -> Option<&ModelReport> {
+        Some(&self.report)
     }
 }

@@ -40,7 +40,7 @@ pub trait Policy: Send {
     }
 
     /// What is to be told of the model.
-    fn model(&self) -> Option<ModelReport> {
+    fn model(&self) -> Option<&ModelReport> {
         None
     }
 }

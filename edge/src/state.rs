@@ -11,7 +11,7 @@ use brokertuner_core::{Knob, Settings};
 use crc::{CRC_32_ISO_HDLC, Crc};
 use serde::{Deserialize, Serialize};
 
-use crate::fs::{self, FileError, Files, MODE_STATE};
+use crate::fs::{self, Digest, FileError, Files, MODE_STATE};
 use crate::pid::ProcessId;
 use crate::quiet::CLOCK_SET_UNIX_S;
 
@@ -28,9 +28,6 @@ const CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISO_HDLC);
 pub const RESTARTS_MAX: usize = 64;
 /// Starts of the agent that are remembered.
 pub const STARTS_MAX: usize = 8;
-
-/// SHA-256 of a drop-in.
-pub type Digest = [u8; 32];
 
 /// The agent's memory.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -75,7 +72,7 @@ pub struct Before {
 }
 
 /// What the operator said last.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Standing {
     /// Nothing: the broker is tuned.

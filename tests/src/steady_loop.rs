@@ -1,14 +1,15 @@
 //! What the steady loop costs, for `tests/lightness.rs`: `steady-loop CONFIG MODEL`.
 //!
 //! Runs the agent of that configuration until it holds, and prints one JSON object: time of an
-//! inference and of a decision, and heap allocations of a decision and of a whole tick. Every
-//! allocation of the deciding thread is counted by the allocator itself.
+//! inference and of a decision, and heap allocations of a decision, of a whole tick of `edge run`,
+//! and of all other threads beside it. Every allocation is counted by the allocator itself.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::error::Error;
 use std::hint::black_box;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,7 @@ use brokertuner_core::features::Schema;
 use brokertuner_core::model::Model;
 use brokertuner_core::replay::Replay;
 use brokertuner_core::trace::{Head, Record};
-use brokertuner_edge::agent::{Agent, Mode, Verdict};
+use brokertuner_edge::agent::{Agent, Mode, Report, StatusFile, Verdict};
 use brokertuner_edge::config::Config;
 use brokertuner_edge::model::ModelSource;
 use brokertuner_edge::site::{Environment, Site};
@@ -34,6 +35,9 @@ const INFERENCES: u32 = 100_000;
 /// Two updates of `$SYS`, and some.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Allocations of all threads.
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
 thread_local! {
     /// Allocations of this thread, and bytes that it has taken and not given back.
     static HEAP: Cell<(u64, i64)> = const { Cell::new((0, 0)) };
@@ -43,6 +47,7 @@ thread_local! {
 struct Counting;
 
 fn count(calls: u64, bytes: i64) {
+    ALLOCATIONS.fetch_add(calls, Ordering::Relaxed);
     // A thread that is ending has no counter any more.
     let _ = HEAP.try_with(|heap| {
         let (all, live) = heap.get();
@@ -112,10 +117,17 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let policy = ModelSource::of(&config)?.open()?;
     let mut agent = Agent::start(site, Box::new(policy))?;
-    let records = steady(&mut agent)?;
+    let mut status = StatusFile::in_dir(&config.agent.state_dir);
+    let records = steady(&mut agent, &mut status)?;
+    let began = (Instant::now(), ALLOCATIONS.load(Ordering::Relaxed), HEAP.get().0);
     let (tick_allocations, tick_grown_bytes) = heap_of(TICKS, || {
-        black_box(agent.tick(Mode::Act));
+        let tick = black_box(agent.tick(Mode::Act));
+        black_box(status.is_due(&agent, &tick));
+        thread::sleep(PAUSE);
     });
+    let all = ALLOCATIONS.load(Ordering::Relaxed) - began.1;
+    let others = (all - (HEAP.get().0 - began.2)) as f64;
+    let other_allocations_per_s = others / began.0.elapsed().as_secs_f64();
 
     let model = Model::read(&model)?;
     let mut asked = 0;
@@ -148,6 +160,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             "decision_allocations": decision_allocations,
             "tick_allocations": tick_allocations,
             "tick_grown_bytes": tick_grown_bytes,
+            "other_allocations_per_s": other_allocations_per_s,
         })
     );
     Ok(())
@@ -155,11 +168,14 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 /// Ticks until there is nothing to change and for as long again, and returns what the decisions of
 /// the second part rest on.
-fn steady(agent: &mut Agent) -> Result<Vec<Record>, Box<dyn Error>> {
+fn steady(agent: &mut Agent, status: &mut StatusFile) -> Result<Vec<Record>, Box<dyn Error>> {
     let began = Instant::now();
     let mut records = Vec::with_capacity(RECORDS);
     while records.len() < RECORDS {
         let tick = agent.tick(Mode::Act);
+        if status.is_due(agent, &tick) {
+            status.write(&Report::of(agent, &tick))?;
+        }
         if matches!(tick.verdict, Verdict::Hold(HoldReason::Satisfied)) {
             records.push(tick.record);
         } else if began.elapsed() > PATIENCE {

@@ -1,6 +1,8 @@
 //! The agent's timer, and the file that tells others how it goes.
 
+use std::fmt::{self, Write as _};
 use std::future::Future;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -11,13 +13,10 @@ use brokertuner_core::pace::{self, World};
 use brokertuner_core::{Duration, Instant};
 use embassy_time::Timer;
 
-use super::{Agent, Calls, Mode, Report, Request, Tick, Verdict, VerdictReport};
+use super::{Agent, Calls, Mode, Report, Request, Tick, Verdict};
 use crate::clock;
 use crate::fs::{self, FileError, Files, RealFiles};
-use crate::model::ModelReport;
-use crate::mqtt::Protocol;
 use crate::sampler::Link;
-use crate::state::Standing;
 
 /// The status file is renewed at least this often, and whenever the verdict changes.
 const STATUS_AGE_MAX: StdDuration = StdDuration::from_secs(60);
@@ -92,40 +91,43 @@ impl<S: Future, F: FnMut(&Agent, &Tick) -> ControlFlow<()>> World for Gateway<'_
 #[derive(Debug)]
 pub struct StatusFile {
     path: PathBuf,
-    written: Option<(StdInstant, News)>,
+    /// Of the last tick that was asked about.
+    news: Option<News>,
+    written: Option<(StdInstant, Option<News>)>,
 }
 
-/// What of a report is news: figures alone are not, they change with every tick.
-#[derive(Debug, PartialEq)]
-struct News {
-    verdict: VerdictReport,
-    model: Option<ModelReport>,
-    standing: Standing,
-    /// Written and effective value of every option.
-    settings: Vec<(Option<u64>, Option<u64>)>,
-    is_wanted_known: bool,
-    is_last_verified: bool,
-    pinned: Vec<String>,
-    scheduled: Option<u64>,
-    hidden: Option<String>,
-    mqtt: Option<Protocol>,
-}
+/// What of a tick is news, as a number: figures alone are not, they change with every tick.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct News(u64);
 
 impl News {
-    fn of(report: &Report) -> Self {
-        let options = report.options.iter();
-        Self {
-            verdict: report.verdict.clone(),
-            model: report.model.clone(),
-            standing: report.standing,
-            settings: options.clone().map(|option| (option.written, option.effective)).collect(),
-            is_last_verified: report.last.as_ref().is_some_and(|last| last.after.is_some()),
-            pinned: report.pinned.clone(),
-            scheduled: report.scheduled,
-            hidden: report.broker.hidden.clone(),
-            mqtt: report.broker.mqtt,
-            is_wanted_known: options.clone().any(|option| option.wanted.is_some()),
-        }
+    /// At each tick, so without the strings of a report.
+    fn of(agent: &Agent, tick: &Tick) -> Self {
+        let mut hash = Words(DefaultHasher::new());
+        let Words(hasher) = &mut hash;
+        let (controller, state) = (agent.controller(), agent.applier().state());
+        tick.verdict.kind().hash(hasher);
+        tick.verdict.plan().map(|plan| (plan.from, plan.to)).hash(hasher);
+        tick.wanted.is_some().hash(hasher);
+        (controller.written(), controller.effective()).hash(hasher);
+        (state.standing, state.pinned, state.scheduled.map(|it| it.id)).hash(hasher);
+        agent.last.as_ref().is_some_and(|last| last.after.is_some()).hash(hasher);
+        agent.policy.model().hash(hasher);
+        agent.sampler().hidden().hash(hasher);
+        agent.sampler().protocol().hash(hasher);
+        // It takes all words.
+        let _ = write!(hash, "{}", tick.verdict);
+        Self(hash.0.finish())
+    }
+}
+
+/// Hashes what is written into it.
+struct Words(DefaultHasher);
+
+impl fmt::Write for Words {
+    fn write_str(&mut self, words: &str) -> fmt::Result {
+        self.0.write(words.as_bytes());
+        Ok(())
     }
 }
 
@@ -133,7 +135,7 @@ impl StatusFile {
     /// The status file of a state directory.
     #[must_use]
     pub fn in_dir(dir: &Path) -> Self {
-        Self { path: dir.join("status.json"), written: None }
+        Self { path: dir.join("status.json"), news: None, written: None }
     }
 
     /// The file's path.
@@ -142,26 +144,24 @@ impl StatusFile {
         &self.path
     }
 
-    /// Writes the report where it says something new, or the file has got old; whole or not at all.
+    /// Whether the tick says something new, or the file has got old.
+    pub fn is_due(&mut self, agent: &Agent, tick: &Tick) -> bool {
+        self.news = Some(News::of(agent, tick));
+        self.written.is_none_or(|(at, old)| old != self.news || at.elapsed() >= STATUS_AGE_MAX)
+    }
+
+    /// Writes the report, whole or not at all.
     ///
     /// Not synced to the disk: it is worth nothing after a power cut, and this spares the medium.
     ///
     /// # Errors
     /// [`FileError`].
     pub fn write(&mut self, report: &Report) -> Result<(), FileError> {
-        let news = News::of(report);
-        let is_news = self
-            .written
-            .as_ref()
-            .is_none_or(|(at, old)| *old != news || at.elapsed() >= STATUS_AGE_MAX);
-        if !is_news {
-            return Ok(());
-        }
         let aside = fs::aside(&self.path);
         let text = serde_json::to_vec_pretty(report).map_err(io::Error::from);
         text.and_then(|text| std::fs::write(&aside, text)).map_err(fs::at("write", &aside))?;
         RealFiles.rename(&aside, &self.path).map_err(fs::at("replace", &self.path))?;
-        self.written = Some((StdInstant::now(), news));
+        self.written = Some((StdInstant::now(), self.news));
         Ok(())
     }
 

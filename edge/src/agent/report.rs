@@ -13,6 +13,7 @@ use crate::journal::Entry;
 use crate::model::ModelReport;
 use crate::mqtt::Protocol;
 use crate::orders;
+use crate::plan::Plan;
 use crate::sampler::Latency;
 use crate::state::Standing;
 
@@ -149,7 +150,7 @@ impl Report {
                 link: agent.sampler.link().to_string(),
                 mqtt: agent.sampler.protocol(),
             },
-            model: agent.policy.model(),
+            model: agent.policy.model().cloned(),
             verdict: VerdictReport::of(&tick.verdict),
             options: Knob::ALL.map(|knob| option(agent, tick.wanted.as_ref(), knob)).to_vec(),
             failures: controller.failures(),
@@ -194,24 +195,13 @@ fn option(agent: &Agent, wanted: Option<&Settings>, knob: Knob) -> OptionReport 
 
 impl VerdictReport {
     fn of(verdict: &Verdict) -> Self {
-        let plain =
-            |kind: &str, why: String| Self { kind: kind.into(), why, diff: Vec::new(), how: None };
-        let (kind, plan, why) = match verdict {
-            Verdict::Blind(why) => return plain("blind", why.clone()),
-            Verdict::HandsOff(why) => return plain("hands_off", why.clone()),
-            Verdict::Restrained(restraint) => {
-                return plain(restraint.kind(), restraint.to_string());
-            }
-            Verdict::Hold(reason) => return plain("hold", reason.to_string()),
-            Verdict::Barred(why) => return plain("hold", why.clone()),
-            Verdict::Planned(plan) => ("planned", plan, plan.why.clone()),
-            Verdict::Changed(plan, _) if plan.is_roll_back => {
-                ("rolled_back", plan, plan.why.clone())
-            }
-            Verdict::Changed(plan, _) => ("changed", plan, plan.why.clone()),
-            Verdict::Failed(plan, error) => ("failed", plan, error.to_string()),
-        };
-        Self { kind: kind.into(), why, diff: plan.diff(), how: Some(plan.how.to_string()) }
+        let plan = verdict.plan();
+        Self {
+            kind: verdict.kind().into(),
+            why: verdict.to_string(),
+            diff: plan.map(Plan::diff).unwrap_or_default(),
+            how: plan.map(|plan| plan.how.to_string()),
+        }
     }
 }
 

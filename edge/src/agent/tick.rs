@@ -1,5 +1,7 @@
 //! One decision, from the sample to the verified change.
 
+use std::fmt;
+
 use brokertuner_core::controller::{Decision, Health, HoldReason, Inputs, Outcome};
 use brokertuner_core::features::View;
 use brokertuner_core::knobs::Apply;
@@ -54,6 +56,45 @@ pub enum Verdict {
     Changed(Plan, Applied),
     /// This was tried and did not go through.
     Failed(Plan, ApplyError),
+}
+
+impl Verdict {
+    /// What it is called in a report.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Blind(_) => "blind",
+            Self::HandsOff(_) => "hands_off",
+            Self::Restrained(restraint) => restraint.kind(),
+            Self::Hold(_) | Self::Barred(_) => "hold",
+            Self::Planned(_) => "planned",
+            Self::Changed(plan, _) if plan.is_roll_back => "rolled_back",
+            Self::Changed(..) => "changed",
+            Self::Failed(..) => "failed",
+        }
+    }
+
+    /// The change, where there is one.
+    #[must_use]
+    pub fn plan(&self) -> Option<&Plan> {
+        match self {
+            Self::Planned(plan) | Self::Changed(plan, _) | Self::Failed(plan, _) => Some(plan),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Verdict {
+    /// The reason, or what a change answers.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Blind(why) | Self::HandsOff(why) | Self::Barred(why) => f.write_str(why),
+            Self::Restrained(restraint) => restraint.fmt(f),
+            Self::Hold(reason) => reason.fmt(f),
+            Self::Planned(plan) | Self::Changed(plan, _) => f.write_str(&plan.why),
+            Self::Failed(_, error) => error.fmt(f),
+        }
+    }
 }
 
 /// One decision and what it rests on.
@@ -323,11 +364,11 @@ impl Agent {
     }
 
     /// What a restart may be for: what a person asked for, else what is wanted, and the way back.
-    fn restart_targets(&self, wanted: Settings) -> Vec<Settings> {
+    fn restart_targets(&self, wanted: Settings) -> [Settings; 2] {
         let asked = self.controller.requested();
         let target = asked.map_or(wanted, |asked| self.controller.written().with_stated(asked));
         let back = self.controller.before_watched().map(|(last_good, _)| last_good);
-        [target].into_iter().chain(back).collect()
+        [target, back.unwrap_or(target)]
     }
 
     fn plan(&self, decision: &Decision) -> Result<Plan, HoldReason> {

@@ -28,12 +28,10 @@ pub use error::{ApplyError, Restored};
 pub use recover::Recovery;
 
 use crate::control::{Broker, ControlError};
-use crate::fs::{self, FileError, Files, MODE_CONF};
+use crate::fs::{self, Digest, FileError, Files, MODE_CONF};
 use crate::pid::ProcessId;
 use crate::ready::{self, Missing, READY_TIMEOUT, Ready};
-use crate::state::{
-    Before, Digest, Effective, How, Intent, Standing, State, StateError, StateStore,
-};
+use crate::state::{Before, Effective, How, Intent, Standing, State, StateError, StateStore};
 
 /// How long after a reload the broker is looked at again: 2.0 holds a signal back for up to 100 ms.
 const SETTLE: Duration = Duration::from_millis(150);
@@ -209,15 +207,22 @@ impl Applier {
     /// [`ApplyError::EditedByHand`] where it is not as this agent left it; [`ApplyError::File`].
     pub fn check_ours(&self) -> Result<(), ApplyError> {
         let path = &self.paths.drop_in;
-        let bytes = self.files.read(path).map_err(fs::at("read", path))?;
-        match (&bytes, self.state.written_sha256) {
+        let found = self.files.sha256(path).map_err(fs::at("read", path))?;
+        match (found, self.state.written_sha256) {
             (None, None) => Ok(()),
-            (Some(bytes), Some(ours)) if sha256(bytes) == ours => Ok(()),
+            (Some(found), Some(ours)) if found == ours => Ok(()),
             // Word for word what this agent writes: its state was lost, not its file edited.
-            (Some(bytes), None) if adopted(bytes).is_some() => Ok(()),
+            (Some(_), None) if self.found_of_ours()?.is_some() => Ok(()),
             (None, Some(_)) => Err(ApplyError::Removed { path: path.clone() }),
             _ => Err(ApplyError::EditedByHand { path: path.clone() }),
         }
+    }
+
+    /// The settings of a drop-in that is word for word what this agent writes.
+    fn found_of_ours(&self) -> Result<Option<Settings>, FileError> {
+        let path = &self.paths.drop_in;
+        let bytes = self.files.read(path).map_err(fs::at("read", path))?;
+        Ok(bytes.as_deref().and_then(adopted))
     }
 
     /// What the drop-in says, as far as it is ours.
@@ -229,9 +234,7 @@ impl Applier {
         if self.state.written_sha256.is_some() {
             return Ok(self.state.written);
         }
-        let path = &self.paths.drop_in;
-        let bytes = self.files.read(path).map_err(fs::at("read", path))?;
-        Ok(bytes.as_deref().and_then(adopted))
+        Ok(self.found_of_ours()?)
     }
 
     /// Makes the drop-in say `wanted` (`None`: makes it absent) and the broker take it over by
@@ -516,8 +519,8 @@ impl Applier {
     }
 
     fn is_in_place(&self, settings: Option<Settings>) -> bool {
-        let found = self.files.read(&self.paths.drop_in);
-        found.is_ok_and(|bytes| bytes.as_deref().map(sha256) == digest(settings))
+        let found = self.files.sha256(&self.paths.drop_in);
+        found.is_ok_and(|found| found == digest(settings))
     }
 
     /// The state could not be stored before anything was begun: in memory too, nothing was begun.

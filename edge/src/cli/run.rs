@@ -1,5 +1,6 @@
 //! `edge run`.
 
+use std::fmt::Write as _;
 use std::ops::ControlFlow;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
@@ -51,9 +52,13 @@ pub(super) fn run(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
         tracing::info!(%address, drop_in = %agent.applier().drop_in().display(), "Started.");
         let mut teller = Teller::default();
         drive(&mut agent, Mode::Act, interval, stop, &mut calls, |agent, tick| {
-            let report = Report::of(agent, tick);
             teller.log(tick);
-            if let Err(error) = status.write(&report) {
+            let is_due = status.is_due(agent, tick);
+            if !(is_due || json || is_http) {
+                return ControlFlow::Continue(());
+            }
+            let report = Report::of(agent, tick);
+            if is_due && let Err(error) = status.write(&report) {
                 teller.log_once(&format!("status.json was not written: {error}"));
             }
             if json && let Ok(line) = serde_json::to_string(&report) {
@@ -96,34 +101,38 @@ fn http_options(config: &Config) -> anyhow::Result<Option<HttpOptions>> {
 /// Logs what is new, and what is not new at debug level.
 #[derive(Default)]
 struct Teller {
-    last: Option<String>,
+    /// What was said last, and room for what is to be said.
+    last: String,
+    said: String,
     complaint: Option<String>,
 }
 
 impl Teller {
     fn log(&mut self, tick: &Tick) {
-        let said = match &tick.verdict {
-            Verdict::Hold(reason) => reason.to_string(),
-            Verdict::Blind(reason) | Verdict::Barred(reason) => reason.clone(),
-            Verdict::Restrained(restraint) => restraint.to_string(),
+        let verdict = &tick.verdict;
+        match verdict {
             // Logged where they happen.
             Verdict::HandsOff(_) | Verdict::Planned(_) => return,
             Verdict::Changed(..) | Verdict::Failed(..) => {
-                self.last = None;
+                self.last.clear();
                 return;
             }
-        };
-        if self.last.as_ref() == Some(&said) {
-            tracing::debug!(reason = %said, "Holding.");
+            Verdict::Hold(_) | Verdict::Blind(_) | Verdict::Barred(_) | Verdict::Restrained(_) => {}
+        }
+        self.said.clear();
+        // A string takes all words.
+        let _ = write!(self.said, "{verdict}");
+        if self.last == self.said {
+            tracing::debug!(reason = %verdict, "Holding.");
             return;
         }
-        match tick.verdict {
-            Verdict::Blind(_) => tracing::warn!(reason = %said, "Cannot decide."),
-            Verdict::Barred(_) => tracing::warn!(reason = %said, "Holding."),
-            _ => tracing::info!(reason = %said, "Holding."),
+        match verdict {
+            Verdict::Blind(_) => tracing::warn!(reason = %verdict, "Cannot decide."),
+            Verdict::Barred(_) => tracing::warn!(reason = %verdict, "Holding."),
+            _ => tracing::info!(reason = %verdict, "Holding."),
         }
-        notify::status(&said);
-        self.last = Some(said);
+        notify::status(&self.said);
+        std::mem::swap(&mut self.last, &mut self.said);
     }
 
     fn log_once(&mut self, complaint: &str) {

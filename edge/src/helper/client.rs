@@ -12,7 +12,7 @@ use brokertuner_core::sample::ProcSample;
 use super::{Answer, Request, receive, send};
 use crate::connack::{Connack, ConnackError};
 use crate::control::{Broker, ControlError, LiveBroker};
-use crate::fs::{Files, RealFiles, aside, dir_of};
+use crate::fs::{Digest, Files, RealFiles, aside, dir_of};
 use crate::notify;
 use crate::pid::{PidError, ProcessId};
 
@@ -183,6 +183,10 @@ impl HelperFiles {
 impl Files for HelperFiles {
     fn read(&self, path: &Path) -> io::Result<Option<Vec<u8>>> {
         RealFiles.read(path)
+    }
+
+    fn sha256(&self, path: &Path) -> io::Result<Option<Digest>> {
+        RealFiles.sha256(path)
     }
 
     fn exists(&self, path: &Path) -> io::Result<bool> {

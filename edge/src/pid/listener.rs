@@ -12,6 +12,7 @@ use procfs::net::{TcpNetEntry, TcpState};
 use procfs::process::{FDTarget, Process};
 
 use super::{PidError, ProcessId};
+use crate::sampler::with_stat;
 
 /// Words of a command line that may name the program: a loader's come before it.
 const WORDS_MAX: usize = 6;
@@ -47,17 +48,20 @@ pub struct Holder {
 
 impl Holder {
     fn of(process: &Process, ports: Vec<u16>) -> Option<Self> {
-        let stat = process.stat().ok()?;
         let words = process.cmdline().unwrap_or_default();
         let is_named = |word: &String| Path::new(word).file_name() == Some("mosquitto".as_ref());
-        Some(Self {
-            process: ProcessId { pid: stat.pid, start_ticks: stat.starttime },
-            parent: stat.ppid,
-            is_mosquitto: stat.comm == "mosquitto" || words.iter().take(WORDS_MAX).any(is_named),
-            name: stat.comm,
-            ports,
-        })
-        .filter(|_| !matches!(stat.state, 'Z' | 'X' | 'x'))
+        let holder = with_stat(process.pid, |stat| {
+            let of_stat = Self {
+                process: ProcessId { pid: stat.pid, start_ticks: stat.start_ticks },
+                parent: stat.parent,
+                name: String::from_utf8_lossy(stat.name).into_owned(),
+                is_mosquitto: stat.name == b"mosquitto"
+                    || words.iter().take(WORDS_MAX).any(is_named),
+                ports,
+            };
+            Ok((!stat.is_dead()).then_some(of_stat))
+        });
+        holder.ok()?
     }
 }
 
@@ -127,15 +131,13 @@ pub(super) fn listens_at_home(pid: i32) -> Option<bool> {
     entries.extend(process.tcp6().unwrap_or_default());
     entries.retain(|entry| entry.state == TcpState::Listen);
     let inodes: Vec<u64> = entries.iter().map(|entry| entry.inode).collect();
-    process.fd().ok()?;
-    Some(holds(&process, &inodes))
-}
-
-fn holds(process: &Process, inodes: &[u64]) -> bool {
-    let Ok(descriptors) = process.fd() else { return false };
-    descriptors
-        .flatten()
-        .any(|fd| matches!(fd.target, FDTarget::Socket(inode) if inodes.contains(&inode)))
+    // Root without CAP_SYS_PTRACE may list them and read none; procfs passes over those.
+    let mut descriptors = process.fd().ok()?.flatten().peekable();
+    descriptors.peek()?;
+    Some(
+        descriptors
+            .any(|fd| matches!(fd.target, FDTarget::Socket(inode) if inodes.contains(&inode))),
+    )
 }
 
 /// Every Mosquitto that this process can see, with the ports that it may see of each.

@@ -5,19 +5,19 @@
 mod listener;
 
 use std::fs;
+use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use brokertuner_core::sample::ProcSample;
-use procfs::process::Process;
-use procfs::{ProcError, ProcResult};
+use procfs::ProcError;
 use serde::{Deserialize, Serialize};
 
 use crate::command;
 use crate::helper::Client;
-use crate::sampler::{read_process, stat_of};
+use crate::sampler::{read_process, with_stat};
 pub use listener::{Holder, mosquittos};
 
 /// The environment variable that may name the broker's pid.
@@ -169,6 +169,13 @@ pub enum PidError {
         #[from]
         source: ProcError,
     },
+    /// What it says of a process is not understood.
+    #[error("cannot understand /proc: {source}")]
+    Stat {
+        /// What is wrong.
+        #[from]
+        source: io::Error,
+    },
 }
 
 impl PidError {
@@ -240,7 +247,7 @@ impl PidFinder {
     ///
     /// # Errors
     /// Where it has gone, or `/proc` hides it.
-    pub fn read(&self, process: ProcessId) -> ProcResult<ProcSample> {
+    pub fn read(&self, process: ProcessId) -> io::Result<ProcSample> {
         read_process(process).or_else(|error| match self.helper.as_ref().map(Client::status) {
             Some(Ok(status)) if status.start_ticks == process.start_ticks => Ok(status),
             _ => Err(error),
@@ -375,15 +382,16 @@ fn serving(process: ProcessId, said_by: impl FnOnce() -> String) -> Result<Proce
 ///
 /// # Errors
 /// Where `/proc` can't be read for another reason than that there is no such process.
-pub fn alive(pid: i32) -> Result<Option<ProcessId>, ProcError> {
-    let stat = match Process::new(pid).and_then(|process| stat_of(&process)) {
-        Ok(stat) => stat,
+pub fn alive(pid: i32) -> io::Result<Option<ProcessId>> {
+    let found = with_stat(pid, |stat| {
+        Ok((!stat.is_dead()).then_some(ProcessId { pid, start_ticks: stat.start_ticks }))
+    });
+    match found {
+        Err(error) if error.kind() == ErrorKind::InvalidData => Err(error),
         // ESRCH: it ended between opening and reading.
-        Err(ProcError::NotFound(_) | ProcError::Io(..)) => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    let dead = matches!(stat.state, 'Z' | 'X' | 'x');
-    Ok((!dead).then_some(ProcessId { pid, start_ticks: stat.starttime }))
+        Err(_) => Ok(None),
+        found => found,
+    }
 }
 
 /// Wall-clock start of a process; `None` where the numbers make no time.

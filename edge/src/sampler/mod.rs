@@ -22,8 +22,8 @@ use tokio::sync::watch;
 
 pub use latency::Latency;
 pub use link::Link;
-pub(crate) use process::stat_of;
-pub use process::{figures, parse_stat, read as read_process};
+pub(crate) use process::with_stat;
+pub use process::{Stat, figures, read as read_process};
 
 use crate::connack::Credentials;
 use crate::mqtt::{Protocol, ProtocolChoice};

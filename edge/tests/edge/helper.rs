@@ -25,6 +25,22 @@ fn chmod(path: &Path, mode: u32) {
     fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
 }
 
+/// The same program with the rights and the view that the helper's unit leaves it, and that of handing
+/// its own socket on.
+fn as_in_its_unit(program: &Command) -> Command {
+    let unit =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../cross/systemd/brokertuner-helper@.service");
+    let unit = fs::read_to_string(unit).unwrap();
+    let line = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet="));
+    let rights = line.unwrap().to_lowercase().replace("cap_", "+").replace(' ', ",");
+    assert!(unit.contains("\nPrivateNetwork=true\n"));
+    let mut command = Command::new("unshare");
+    command.args(["--net", "--", "setpriv", "--inh-caps=-all", "--no-new-privs"]);
+    command.arg(format!("--bounding-set=-all,+chown,{rights}")).arg("--");
+    command.arg(program.get_program()).args(program.get_args());
+    command
+}
+
 /// A broker whose files are root's, a helper beside it, and a state directory of the agent's user.
 struct Site {
     broker: Broker,
@@ -49,7 +65,7 @@ impl Site {
              [knobs.autosave_interval]\nmin = 60\nmax = 7200\n"
         );
         let config = broker.edge_config(&broker.path("model.btm"), &extra);
-        let mut command = edge(&["helper", "--config", config.to_str().unwrap()]);
+        let mut command = as_in_its_unit(&edge(&["helper", "--config", config.to_str().unwrap()]));
         command.arg("--listen").arg(&socket);
         let log = fs::File::create(broker.path("helper.log")).unwrap();
         let helper = Running(command.stderr(log).spawn().unwrap());

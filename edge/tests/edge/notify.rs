@@ -8,12 +8,16 @@ use std::time::Duration;
 use brokertuner_edge::fs::RealFiles;
 use brokertuner_edge::state::StateStore;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::stat::Mode;
+use nix::unistd::{Pid, mkfifo};
 
 use super::agent::cut_short;
 use super::broker::{Broker, PATIENCE, eventually};
 use super::cli::{Running, edge};
 use super::model;
+
+/// How long the agent may be silent.
+const WATCHDOG: Duration = Duration::from_millis(100);
 
 #[test]
 fn the_service_manager_is_told_also_without_a_broker() {
@@ -54,6 +58,39 @@ fn the_service_manager_is_told_also_without_a_broker() {
     kill(Pid::from_raw(i32::try_from(agent.0.id()).unwrap()), Signal::SIGTERM).unwrap();
     hear("STOPPING=1", 1);
     assert!(eventually("its end", || agent.0.try_wait().unwrap()).success());
+}
+
+/// The watchdog is fed by the loop that decides, so one that hangs feeds nobody. It hangs in reading
+/// the drop-in, in whose place lies a pipe that nobody writes to; and goes on when somebody does.
+#[test]
+fn a_loop_that_hangs_starves_the_watchdog() {
+    let broker = Broker::start("");
+    model::write(&broker.path("model.btm"), &[]);
+    let config = broker.edge_config(&broker.path("model.btm"), "[decide]\ninterval_ms = 250\n");
+    let path = broker.path("notify");
+    let manager = UnixDatagram::bind(&path).unwrap();
+    manager.set_read_timeout(Some(20 * WATCHDOG)).unwrap();
+    let mut command = edge(&["run", "--config", config.to_str().unwrap()]);
+    command.env("NOTIFY_SOCKET", &path);
+    command.env("WATCHDOG_USEC", WATCHDOG.as_micros().to_string());
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let agent = Running(command.spawn().unwrap());
+    let is_fed = || {
+        let mut buffer = [0; 4096];
+        let heard = manager.recv(&mut buffer);
+        heard.is_ok_and(|bytes| String::from_utf8_lossy(&buffer[..bytes]).contains("WATCHDOG=1"))
+    };
+    eventually("a loop at work", || is_fed().then_some(()));
+    let drop_in = broker.path("conf.d/zz-brokertuner.conf");
+    mkfifo(&drop_in, Mode::S_IRUSR).unwrap();
+    eventually("a loop that hangs", || (!is_fed()).then_some(()));
+    assert!(!is_fed(), "20 of its periods later");
+    // A reader waits, so this does not; what it reads is empty, and gone by then.
+    let writer = fs::File::options().write(true).open(&drop_in).unwrap();
+    fs::remove_file(&drop_in).unwrap();
+    drop(writer);
+    eventually("a loop that goes on", || is_fed().then_some(()));
+    drop(agent);
 }
 
 /// Ending what was cut short may take minutes: the service manager must not take them for a start that

@@ -18,11 +18,10 @@ use brokertuner_core::{Envelope, Instant, KNOB_COUNT, Knob, Settings, render};
 use brokertuner_edge::config::Config;
 use brokertuner_edge::elsewhere;
 use brokertuner_edge::knobs_request::KnobsRequest;
-use brokertuner_edge::sampler::{figures, parse_stat};
+use brokertuner_edge::sampler::{Stat, figures};
 use brokertuner_edge::service::read_http;
+use procfs::FromReadSI;
 use procfs::net::TcpNetEntries;
-use procfs::process::Status;
-use procfs::{FromRead, FromReadSI};
 use tempfile::TempDir;
 
 /// Magic, format version and length of the body.
@@ -135,9 +134,8 @@ pub fn proc(bytes: &[u8]) {
     let (stat, status, tcp) = (next(), next(), next());
     let entries = TcpNetEntries::from_read(tcp, procfs::current_system_info());
     drop(entries);
-    let (stat, status) = (parse_stat(stat), Status::from_read(status));
-    let (Ok(stat), Ok(status)) = (stat, status) else { return };
-    let found: ProcSample = figures(&stat, &status);
+    let Some(stat) = Stat::parse(stat) else { return };
+    let Ok(found) = figures(&stat, status) else { return };
     let mut meter = Meter::default();
     judge(&mut meter, &Sample { proc: Some(found), ..sample() });
     let later = Instant::from_secs(101);
@@ -261,8 +259,9 @@ mod tests {
         assert!(KnobsRequest::parse(&body, true).is_ok());
         let process = read("proc/broker.bin");
         let mut parts = process.splitn(3, |&byte| byte == 0);
-        assert!(parse_stat(parts.next().unwrap()).is_ok());
-        assert!(Status::from_read(parts.next().unwrap()).is_ok());
+        let stat = Stat::parse(parts.next().unwrap()).unwrap();
+        let found = figures(&stat, parts.next().unwrap()).unwrap();
+        assert!(found.rss_bytes > 0 && found.context_switches > 0, "{found:?}");
         let tcp = TcpNetEntries::from_read(parts.next().unwrap(), procfs::current_system_info());
         assert!(!tcp.unwrap().0.is_empty());
     }
