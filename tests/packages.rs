@@ -195,15 +195,38 @@ fn the_compose_file_fits_its_schema() {
     assert!(!seen.unwrap().status.success(), "the check would not see a slip");
 }
 
+/// Writes a model that wants another window, which takes a restart; says where.
+fn model_in(dir: &TempDir) -> String {
+    let path = dir.path().join("model.btm");
+    model::write(&path, &[(Knob::InflightMessagesMax, 1000), (Knob::QueuedMessagesMax, 10_000)]);
+    path.to_str().unwrap().to_owned()
+}
+
 /// Install, tune, upgrade, remove, keep, purge beside a real broker; cross/test-deb says how.
 #[test]
 #[ignore = "needs cross/package: tests/run --only packages"]
 fn a_package_leaves_the_broker_as_it_was_found() {
     let dir = TempDir::new().unwrap();
-    let model = dir.path().join("model.btm");
-    model::write(&model, &[(Knob::InflightMessagesMax, 1000), (Knob::QueuedMessagesMax, 10_000)]);
     let deb = package(&format!("brokertuner_{VERSION}-1_amd64.deb"));
-    let said = told(in_cross("test-deb").to_str().unwrap(), [&deb, model.to_str().unwrap()]);
+    let said = told(in_cross("test-deb").to_str().unwrap(), [deb, model_in(&dir)]);
     assert_eq!(said.lines().filter(|line| line.starts_with("ok: ")).count(), 6, "{said}");
     print!("{said}");
+}
+
+/// The same under a systemd that boots, where one can be booted; edge's tests of the units hold
+/// everywhere.
+#[test]
+#[ignore = "needs cross/package: tests/run --only packages"]
+fn a_package_works_on_a_machine_that_boots() {
+    const NO_SYSTEMD_BOOTS: Option<i32> = Some(3);
+    let dir = TempDir::new().unwrap();
+    let deb = package(&format!("brokertuner_{VERSION}-1_amd64.deb"));
+    let mut command = Command::new(in_cross("test-systemd"));
+    let output = command.args([deb, model_in(&dir)]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    print!("{said}");
+    if output.status.code() != NO_SYSTEMD_BOOTS {
+        assert!(output.status.success(), "{}", output.status);
+        assert_eq!(said.lines().filter(|line| line.starts_with("ok: ")).count(), 5);
+    }
 }
