@@ -181,6 +181,19 @@ fn the_container_image_is_whole() {
     assert_eq!(status, Some(1), "no agent is running: {said}");
 }
 
+/// cross/test-container says how; a reload is all that the agent of the compose file may do.
+#[test]
+#[ignore = "needs cross/package: tests/run --only packages"]
+fn the_container_tunes_the_broker_beside_it() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("model.btm");
+    model::write(&path, &[(Knob::AutosaveInterval, 300)]);
+    let image = package(&format!("brokertuner_{VERSION}_x86_64.docker.tar"));
+    let said = told(in_cross("test-container").to_str().unwrap(), [&image, path.to_str().unwrap()]);
+    assert!(said.contains("autosave_interval "), "{said}");
+    print!("{said}");
+}
+
 /// By the tool that reads such files: compose's own schema, references and types.
 #[test]
 #[ignore = "needs docker-compose: tests/run --only packages"]
