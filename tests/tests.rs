@@ -13,6 +13,7 @@ mod learning;
 mod lifecycle;
 mod lightness;
 mod long;
+mod packages;
 mod scores;
 mod semantics;
 mod soak;

@@ -39,7 +39,7 @@ const NO: u8 = 1;
 /// Exit status: 0 done; 1 ran, and the answer is no; 2 usage, configuration or environment.
 #[derive(Debug, Parser)]
 #[command(name = "edge", version, arg_required_else_help = true)]
-struct Arguments {
+pub(crate) struct Arguments {
     #[command(subcommand)]
     verb: Verb,
     /// Print one JSON object instead of text.
