@@ -29,6 +29,7 @@ fn a_live_broker_that_edge_tuned_scores_above_0_9_where_the_default_stays_below_
 
 /// Training, its logs, the export and the evaluation, on a few steps.
 #[test]
+#[ignore = "wants the machine for itself: beside other tests the load generator is late, and its runs are void"]
 fn a_short_training_gives_a_model_that_the_other_verbs_take() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name).display().to_string();

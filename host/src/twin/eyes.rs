@@ -8,13 +8,13 @@ use std::ops::Range;
 
 /// The kernel counts CPU time in ticks.
 const TICK_US: u64 = 10_000;
-/// Of a whole core, what a saturated broker is seen to use: 0.97 to 1.00 was measured on an idle machine of
-/// two cores, 0.90 to 0.93 on one that was busy with other things; the rest went to those.
+/// Of a whole core, what a saturated broker is seen to use: 0.97 to 1.00 was measured on an idle
+/// machine of two cores, 0.90 to 0.93 on one that was busy with other things too.
 const CORE_SEEN: Range<f64> = 0.85..1.0;
 /// A round trip is mostly near its mean, by this factor up or down.
 const PROBE_FACTOR: Range<f64> = 0.7..1.5;
-/// A few find the broker at something else: 0.2 ms to 4 ms were measured beside a saturated broker, and of 11
-/// beside brokers of all loads none was beyond 0.4 ms.
+/// A few find the broker at something else: 0.2 ms to 4 ms were measured beside a saturated broker,
+/// and of 11 beside brokers of all loads none was beyond 0.4 ms.
 const PROBE_LATE_SHARE: f64 = 0.04;
 const PROBE_LATE_FACTOR: Range<f64> = 2.0..15.0;
 
