@@ -99,8 +99,8 @@ fn http_options(config: &Config) -> anyhow::Result<Option<HttpOptions>> {
     Ok(Some(HttpOptions { listen, token, tick_max }))
 }
 
-/// Why nothing is changed is told again after this time, where other reasons came between: a load at
-/// a threshold would fill the log.
+/// Why nothing is changed is told again after this time, where other reasons came between: a load
+/// at a threshold would fill the log.
 const RETOLD_AFTER: Duration = Duration::from_secs(600);
 /// Reasons that are remembered.
 const TOLD_MAX: usize = 8;
