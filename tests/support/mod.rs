@@ -72,8 +72,8 @@ pub(crate) fn build_program(name: &str) -> PathBuf {
     profile.join(name)
 }
 
-/// Cargo, without what cargo told these tests: a build script that looks at it (ring's) would be run
-/// anew, and all that rests on it be built anew, each time.
+/// Cargo, without what cargo told these tests: a build script that looks at it (ring's) would be
+/// run anew, and all that rests on it be built anew, each time.
 fn cargo() -> Command {
     let mut cargo = Command::new(env!("CARGO"));
     for (name, _) in std::env::vars_os() {

@@ -190,8 +190,8 @@ fn options_are_set_scheduled_and_refused() {
     }
 }
 
-/// What waits keeps its number, and what is set meanwhile has one of its own; no input of the policy's
-/// weighed in either.
+/// What waits keeps its number, and what is set meanwhile has one of its own; no input of the
+/// policy's weighed in either.
 #[test]
 fn what_is_set_meanwhile_is_another_decision() {
     let http = Http(free_address());
