@@ -107,6 +107,7 @@ pub fn examine(config: &Config) -> Diagnosis {
     let mut checks = vec![Check::good("configuration", "valid")];
     let environment = Environment::of_process();
     machine::own_files(config, &environment, &mut checks);
+    machine::secrets(config, &environment, &mut checks);
     match Site::look(config, &environment) {
         Ok(site) => {
             machine::broker_files(&site, &mut checks);

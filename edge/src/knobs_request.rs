@@ -1,8 +1,15 @@
 //! What a person asks for over HTTP: the options of a JSON body, and what came of them.
 
+use std::collections::BTreeMap;
+use std::fmt;
+
 use brokertuner_core::knobs::Scale;
 use brokertuner_core::{KNOBS, Knob, KnobSet, Settings};
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::{Map, Value, json};
+
+/// Which of two values was meant nobody knows.
+const AGAIN: &str = "stands in the body more than once";
 
 /// Why a key was refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,20 +65,27 @@ impl KnobsRequest {
     /// # Errors
     /// What is wrong with it as a whole.
     pub fn parse(body: &[u8], skips_locked: bool) -> Result<Self, String> {
-        let body: Value = serde_json::from_slice(body)
-            .map_err(|error| format!("the body is no JSON: {error}"))?;
-        let Value::Object(options) = body else {
-            return Err("the body must be a JSON object of options and values".into());
-        };
+        let Pairs(options) = serde_json::from_slice(body).map_err(|error| {
+            if error.is_data() {
+                "the body must be a JSON object of options and values".to_owned()
+            } else {
+                format!("the body is no JSON: {error}")
+            }
+        })?;
         if options.is_empty() {
             return Err("the body names no option".into());
         }
         let mut request = Self { skips_locked, ..Self::default() };
-        for (key, value) in options {
-            if let Err(reason) = request.take(&key, &value) {
-                request.refused.push(Refusal { key, reason });
+        let mut refused = BTreeMap::new();
+        for (index, (key, value)) in options.iter().enumerate() {
+            let is_again = options[..index].iter().any(|(earlier, _)| earlier == key);
+            let taken = if is_again { Err(AGAIN.to_owned()) } else { request.take(key, value) };
+            if let Err(reason) = taken {
+                refused.insert(key.clone(), reason);
             }
         }
+        let refusal = |(key, reason)| Refusal { key, reason };
+        request.refused = refused.into_iter().map(refusal).collect();
         Ok(request)
     }
 
@@ -89,6 +103,31 @@ impl KnobsRequest {
             (Scale::Log2, _) => return Err("must be a number".into()),
         };
         self.settings.set(knob, number).map_err(|error| error.to_string())
+    }
+}
+
+/// A JSON object with every pair that it has, as they stand there.
+struct Pairs(Vec<(String, Value)>);
+
+impl<'de> Deserialize<'de> for Pairs {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+        impl<'de> Visitor<'de> for Object {
+            type Value = Pairs;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Pairs, A::Error> {
+                let mut pairs = Vec::new();
+                while let Some(pair) = map.next_entry()? {
+                    pairs.push(pair);
+                }
+                Ok(Pairs(pairs))
+            }
+        }
+        deserializer.deserialize_map(Object)
     }
 }
 
@@ -145,6 +184,17 @@ mod tests {
         assert!(start("memory_limit").contains("outside 16777216 to 2147483648"));
         assert!(start("max_packet_size").contains("for no limit leave the line out"));
         assert!(start("max_connections").starts_with("max_connections: no such option; there are"));
+    }
+
+    #[test]
+    fn an_option_that_stands_there_twice_is_refused() {
+        for (again, reason) in [("400", AGAIN), ("300", AGAIN), ("true", AGAIN)] {
+            let body = format!(
+                "{{\"autosave_interval\": 300, \"set_tcp_nodelay\": true, \"autosave_interval\": {again}}}"
+            );
+            let request = KnobsRequest::parse(body.as_bytes(), false).unwrap();
+            assert_eq!(request.refused, [Refusal::of(Knob::AutosaveInterval, reason)]);
+        }
     }
 
     #[test]

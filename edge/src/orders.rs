@@ -379,7 +379,7 @@ fn plan_to(applier: &Applier, target: Option<Settings>, why: &str) -> Plan {
     let takes_restart = |knob: Knob| knob.spec().apply == Apply::Restart;
     let is_restart = effective.differing(&to).iter().any(takes_restart);
     let how = if is_restart { How::Restart } else { How::Reload };
-    Plan { from, to, how, why: why.into(), is_roll_back: true }
+    Plan { from, to, how, why: why.into(), is_roll_back: true, is_asked_for: false }
 }
 
 /// Options that run with another value than is written.

@@ -20,6 +20,8 @@ pub struct Plan {
     pub why: String,
     /// It undoes an earlier change.
     pub is_roll_back: bool,
+    /// A person asked for it over HTTP: no input weighed.
+    pub is_asked_for: bool,
 }
 
 impl Plan {

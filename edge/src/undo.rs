@@ -72,7 +72,7 @@ mod tests {
             settings
         };
         let (from, to) = (settings(from), settings(to));
-        Plan { from, to, how, why: String::new(), is_roll_back: false }
+        Plan { from, to, how, why: String::new(), is_roll_back: false, is_asked_for: false }
     }
 
     fn site(drop_in: &str) -> Site {

@@ -32,6 +32,8 @@ const RECORDS: usize = 100;
 const REPLAYS: u32 = 1000;
 const PAUSE: Duration = Duration::from_millis(100);
 const INFERENCES: u32 = 100_000;
+/// Rounds of a measurement: shorter than what a busy machine leaves a process at a time.
+const ROUNDS: u32 = 1000;
 /// Two updates of `$SYS`, and some.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -94,12 +96,13 @@ fn heap_of(times: u32, mut run: impl FnMut()) -> (f64, f64) {
     (per((calls_after - calls) as f64), per((live_after - live) as f64))
 }
 
-/// Nanoseconds of `run`: the quickest of a hundred rounds, for whatever else runs only adds.
+/// Nanoseconds of `run`: the quickest of a thousand short rounds, for whatever else runs only adds.
 fn time_of(times: u32, mut run: impl FnMut()) -> f64 {
-    let rounds = (0..100).map(|_| {
+    let each = times / ROUNDS;
+    let rounds = (0..ROUNDS).map(|_| {
         let began = Instant::now();
-        (0..times / 100).for_each(|_| run());
-        began.elapsed().as_nanos() as f64 / f64::from(times / 100)
+        (0..each).for_each(|_| run());
+        began.elapsed().as_nanos() as f64 / f64::from(each)
     });
     rounds.fold(f64::INFINITY, f64::min)
 }

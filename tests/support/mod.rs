@@ -61,7 +61,7 @@ pub(crate) fn build_program(name: &str) -> PathBuf {
     // target/PROFILE/deps/tests-HASH
     let own = std::env::current_exe().expect("a program knows where it lies");
     let profile = own.ancestors().nth(2).expect("the tests lie in cargo's target folder");
-    let mut build = Command::new(env!("CARGO"));
+    let mut build = cargo();
     build.args(["build", "--quiet", "--bin", name]);
     build.arg("--target-dir").arg(profile.parent().expect("a target folder"));
     if profile.ends_with("release") {
@@ -72,6 +72,19 @@ pub(crate) fn build_program(name: &str) -> PathBuf {
     profile.join(name)
 }
 
+/// Cargo, without what cargo told these tests: a build script that looks at it (ring's) would be
+/// run anew, and all that rests on it be built anew, each time.
+fn cargo() -> Command {
+    let mut cargo = Command::new(env!("CARGO"));
+    for (name, _) in std::env::vars_os() {
+        let shown = name.to_string_lossy();
+        if ["CARGO_MANIFEST_", "CARGO_PKG_"].iter().any(|start| shown.starts_with(start)) {
+            cargo.env_remove(&name);
+        }
+    }
+    cargo
+}
+
 /// A package's program as it is built for gateways: small, and by itself, so that no other package
 /// adds to it.
 ///
@@ -80,7 +93,7 @@ pub(crate) fn build_program(name: &str) -> PathBuf {
 pub(crate) fn build_small(package: &str, name: &str) -> PathBuf {
     let own = std::env::current_exe().expect("a program knows where it lies");
     let target = own.ancestors().nth(3).expect("the tests lie in cargo's target folder");
-    let mut build = Command::new(env!("CARGO"));
+    let mut build = cargo();
     build.args(["build", "--quiet", "--profile", "release-small", "-p", package, "--bin", name]);
     let built = build.arg("--target-dir").arg(target).current_dir(repository()).status();
     assert!(built.expect("cargo runs").success(), "{name} does not build");

@@ -13,6 +13,7 @@ use crate::apply::ApplyError;
 use crate::journal::{Entry, Event, Influence};
 use crate::model::ModelNews;
 use crate::plan::Plan;
+use crate::state::How;
 use crate::undo;
 
 /// Groups of inputs that are named: more are no help.
@@ -22,10 +23,9 @@ impl Agent {
     /// The account of a change that is about to be made, with its number.
     pub(super) fn account_of(&mut self, plan: &Plan, health: Health) -> Entry {
         let event = if plan.is_roll_back { Event::RolledBack } else { Event::Changed };
-        let scheduled = self.applier.state().scheduled.map(|scheduled| scheduled.id);
-        let is_asked_for = scheduled.is_some() && self.controller.requested().is_some();
-        let id = match scheduled {
-            Some(id) if is_asked_for && !plan.is_roll_back => id,
+        let id = match self.applier.state().scheduled {
+            // It was numbered when it was asked for.
+            Some(scheduled) if plan.is_asked_for && plan.how == How::Restart => scheduled.id,
             _ => self.applier.number_decision(),
         };
         let pid = self.process.map(|process| process.pid);
@@ -39,7 +39,7 @@ impl Agent {
         if plan.is_roll_back {
             entry.undoes = self.watched;
         } else {
-            if !is_asked_for {
+            if !plan.is_asked_for {
                 entry.influences = self.influences(plan);
             }
             entry.expected = self.expected(plan);

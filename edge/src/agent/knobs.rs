@@ -11,6 +11,9 @@ use crate::knobs_request::{KnobsAnswer, KnobsRequest, Refusal};
 use crate::plan::Plan;
 use crate::state::{How, Scheduled};
 
+/// Why such a change is made.
+pub(super) const ASKED_FOR: &str = "asked for over HTTP";
+
 impl Agent {
     /// Checks and carries out what was asked for. Blocks as an apply does.
     pub fn set_knobs(&mut self, request: KnobsRequest) -> KnobsAnswer {
@@ -45,8 +48,9 @@ impl Agent {
             from: written,
             to: target,
             how: How::Reload,
-            why: "asked for over HTTP".into(),
+            why: ASKED_FOR.into(),
             is_roll_back: false,
+            is_asked_for: true,
         };
         let decision = Decision::Change { settings: target, apply: Apply::Reload };
         match self.carry_out(plan, &decision, self.health()) {
@@ -92,6 +96,7 @@ impl Agent {
             how: How::Restart,
             why: String::new(),
             is_roll_back: false,
+            is_asked_for: true,
         }
         .diff();
         tracing::info!(id, what = diff.join(", "), "Asked for over HTTP; waits for a restart.");

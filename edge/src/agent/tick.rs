@@ -10,6 +10,7 @@ use brokertuner_core::trace::Record;
 use brokertuner_core::{Duration, Envelope, Instant, Knob, Settings};
 
 use super::Agent;
+use super::knobs::ASKED_FOR;
 use crate::apply::{Applied, ApplyError, unix_s};
 use crate::clock;
 use crate::orders::Restraint;
@@ -372,22 +373,27 @@ impl Agent {
     }
 
     fn plan(&self, decision: &Decision) -> Result<Plan, HoldReason> {
-        let (settings, apply, why) = match *decision {
+        let (settings, apply) = match *decision {
             Decision::Hold(reason) => return Err(reason),
-            Decision::Change { settings, apply: apply @ Apply::Restart }
-                if self.controller.requested().is_some() =>
-            {
-                (settings, apply, "asked for over HTTP".to_owned())
+            Decision::Change { settings, apply } | Decision::RollBack { settings, apply, .. } => {
+                (settings, apply)
             }
-            Decision::Change { settings, apply } => (settings, apply, self.load()),
-            Decision::RollBack { settings, apply, reason } => (settings, apply, reason.to_string()),
         };
         let how = match apply {
             Apply::Reload => How::Reload,
             Apply::Restart => How::Restart,
         };
         let is_roll_back = matches!(decision, Decision::RollBack { .. });
-        Ok(Plan { from: *self.controller.written(), to: settings, how, why, is_roll_back })
+        // Reloads of the policy's go on while a person's request waits for a restart.
+        let is_asked_for =
+            !is_roll_back && apply == Apply::Restart && self.controller.requested().is_some();
+        let why = match decision {
+            Decision::RollBack { reason, .. } => reason.to_string(),
+            _ if is_asked_for => ASKED_FOR.to_owned(),
+            _ => self.load(),
+        };
+        let from = *self.controller.written();
+        Ok(Plan { from, to: settings, how, why, is_roll_back, is_asked_for })
     }
 
     /// That every change waits for the broker's process to be known, in words: without it nobody

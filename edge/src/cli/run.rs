@@ -1,10 +1,11 @@
 //! `edge run`.
 
+use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::ops::ControlFlow;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use brokertuner_edge::agent::{Agent, Call, Mode, Report, StatusFile, Tick, Verdict, drive};
@@ -98,12 +99,20 @@ fn http_options(config: &Config) -> anyhow::Result<Option<HttpOptions>> {
     Ok(Some(HttpOptions { listen, token, tick_max }))
 }
 
+/// Why nothing is changed is told again after this time, where other reasons came between: a load
+/// at a threshold would fill the log.
+const RETOLD_AFTER: Duration = Duration::from_secs(600);
+/// Reasons that are remembered.
+const TOLD_MAX: usize = 8;
+
 /// Logs what is new, and what is not new at debug level.
 #[derive(Default)]
 struct Teller {
-    /// What was said last, and room for what is to be said.
+    /// What was said last, and room for what is to be said; figures left out.
     last: String,
     said: String,
+    /// Why nothing was changed, and when that was told.
+    told: VecDeque<(String, Instant)>,
     complaint: Option<String>,
 }
 
@@ -115,6 +124,7 @@ impl Teller {
             Verdict::HandsOff(_) | Verdict::Planned(_) => return,
             Verdict::Changed(..) | Verdict::Failed(..) => {
                 self.last.clear();
+                self.told.clear();
                 return;
             }
             Verdict::Hold(_) | Verdict::Blind(_) | Verdict::Barred(_) | Verdict::Restrained(_) => {}
@@ -122,17 +132,34 @@ impl Teller {
         self.said.clear();
         // A string takes all words.
         let _ = write!(self.said, "{verdict}");
+        self.said.retain(|letter| !letter.is_ascii_digit());
         if self.last == self.said {
             tracing::debug!(reason = %verdict, "Holding.");
             return;
         }
+        notify::status(&verdict.to_string());
         match verdict {
             Verdict::Blind(_) => tracing::warn!(reason = %verdict, "Cannot decide."),
+            Verdict::Restrained(_) => tracing::info!(reason = %verdict, "Holding."),
+            _ if self.is_told() => tracing::debug!(reason = %verdict, "Holding."),
             Verdict::Barred(_) => tracing::warn!(reason = %verdict, "Holding."),
             _ => tracing::info!(reason = %verdict, "Holding."),
         }
-        notify::status(&self.said);
         std::mem::swap(&mut self.last, &mut self.said);
+    }
+
+    /// Whether what is to be said was told a short while ago; it counts as told from now on.
+    fn is_told(&mut self) -> bool {
+        let now = Instant::now();
+        self.told.retain(|(_, at)| now.saturating_duration_since(*at) < RETOLD_AFTER);
+        if self.told.iter().any(|(told, _)| *told == self.said) {
+            return true;
+        }
+        if self.told.len() == TOLD_MAX {
+            self.told.pop_front();
+        }
+        self.told.push_back((self.said.clone(), now));
+        false
     }
 
     fn log_once(&mut self, complaint: &str) {
@@ -140,5 +167,31 @@ impl Teller {
             tracing::warn!("{complaint}");
             self.complaint = Some(complaint.to_owned());
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests {
+    use super::*;
+
+    /// A load at the edge of what training saw, an hour long: two lines, not 720.
+    #[test]
+    fn reasons_that_take_turns_do_not_fill_the_log() {
+        let mut teller = Teller::default();
+        let mut told = 0;
+        for tick in 0..720 {
+            teller.said = ["clients beyond", "the settings fit"][tick % 2].to_owned();
+            told += u32::from(!teller.is_told());
+        }
+        assert_eq!(told, 2);
+        let long_ago = Instant::now().checked_sub(RETOLD_AFTER).unwrap();
+        teller.told.iter_mut().for_each(|(_, at)| *at = long_ago);
+        assert!(!teller.is_told(), "it may be news again");
+        for reason in 0..100 {
+            teller.said = reason.to_string();
+            assert!(!teller.is_told());
+        }
+        assert_eq!(teller.told.len(), TOLD_MAX);
     }
 }

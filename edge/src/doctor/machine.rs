@@ -76,6 +76,23 @@ pub(super) fn own_files(config: &Config, environment: &Environment, checks: &mut
 }
 
 /// The include directory: rights, order, and who else has a say.
+/// Files of secrets that everyone on this machine may read.
+pub(super) fn secrets(config: &Config, environment: &Environment, checks: &mut Vec<Check>) {
+    let broker = &config.broker;
+    for (key, file) in
+        [("broker.password_file", &broker.password_file), ("broker.key_file", &broker.key_file)]
+    {
+        // One that is not there, or no credential, is told where it is used.
+        let Ok(file) = environment.file(key, file.clone()) else { continue };
+        let mode = std::fs::metadata(&file).map(|found| found.permissions().mode());
+        if mode.is_ok_and(|mode| mode & 0o007 != 0) {
+            let shown = file.display();
+            let found = format!("{key}: {shown} is open to everyone on this machine");
+            checks.push(Check::wrong("secrets", found, format!("chmod o= {shown}")));
+        }
+    }
+}
+
 pub(super) fn broker_files(site: &Site, checks: &mut Vec<Check>) {
     let drop_in = &site.paths.drop_in;
     let dir = dir_of(drop_in);

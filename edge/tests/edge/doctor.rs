@@ -76,8 +76,17 @@ fn what_is_wrong_is_named_with_its_remedy() {
     fs::write(broker.path("conf.d/zzz.conf"), "max_queued_messages 500\n").unwrap();
     let model = broker.path("none.btm");
     let config = broker.edge_config(&model, "[http]\nlisten = \"127.0.0.1:1\"\n");
+    let text = fs::read_to_string(&config).unwrap();
+    let [user, password] = ["user", "password"].map(|name| broker.path(name));
+    let login = format!("[broker]\nuser_file = {user:?}\npassword_file = {password:?}\n");
+    fs::write(&config, text.replace("[broker]\n", &login)).unwrap();
+    for file in [&user, &password] {
+        fs::write(file, "who\n").unwrap();
+        fs::set_permissions(file, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+    }
     let (code, checks) = examine(&config);
     assert_eq!(code, 1);
+    assert_eq!(of(&checks, "wrong secrets").2, format!("chmod o= {}", password.display()));
     assert!(of(&checks, "wrong state_dir").2.contains("install -d"), "{checks:#?}");
     assert!(of(&checks, "wrong model").1.contains("host train"), "{checks:#?}");
     assert!(of(&checks, "wrong broker").2.contains("broker.user_file"), "{checks:#?}");

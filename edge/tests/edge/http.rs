@@ -190,6 +190,31 @@ fn options_are_set_scheduled_and_refused() {
     }
 }
 
+/// What waits keeps its number, and what is set meanwhile has one of its own; no input of the
+/// policy's weighed in either.
+#[test]
+fn what_is_set_meanwhile_is_another_decision() {
+    let http = Http(free_address());
+    let site = site(&mosquittos()[0], &http.0.to_string(), "");
+    let quiet = "[decide]\nquiet_hours = [\"00:00-12:00\", \"12:00-00:00\"]\n";
+    let text = fs::read_to_string(&site.config).unwrap();
+    fs::write(&site.config, text.replace("[decide]\n", quiet)).unwrap();
+    let agent = site.agent();
+    http.up();
+    site.until_tuned();
+    let (status, body) = http.post("/apply_knobs", &json!({"set_tcp_nodelay": true}));
+    assert_eq!(status, 202, "{body}");
+    let waiting = body["id"].as_u64();
+    let set = http.post("/apply_knobs", &json!({"autosave_interval": 300}));
+    assert_eq!(set, (200, json!({"status": "ok"})));
+    let report = site.until("it to be told", |report| report.last.is_some());
+    let last = report.last.unwrap();
+    assert_ne!(Some(last.id), waiting, "{last:?}");
+    assert_eq!((last.influences.len(), last.why.as_str()), (0, "asked for over HTTP"));
+    assert_eq!(report.scheduled, waiting);
+    drop(agent);
+}
+
 /// With the options opted in and a memory limit, the same body is accepted.
 #[test]
 fn all_eleven_options_are_accepted_where_the_operator_says_so() {

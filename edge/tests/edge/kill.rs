@@ -18,17 +18,21 @@ use brokertuner_edge::ready;
 use brokertuner_edge::state::How;
 
 use super::apply::settings;
-use super::broker::{Broker, PATIENCE, program};
+use super::broker::{Broker, PATIENCE, eventually, program};
 
 const KILLS: u64 = 40;
 const DIR: &str = "EDGE_TEST_DIR";
 const PORT: &str = "EDGE_TEST_PORT";
+/// The file by which the process says that it begins, which takes a busy machine a while.
+const AT_WORK: &str = "at-work";
 
 #[test]
 fn killed_at_random_moments_the_broker_always_has_a_whole_file() {
     let broker = Broker::start("");
+    let at_work = broker.path(AT_WORK);
     let mut midway = 0;
     for kill in 0..KILLS {
+        let _ = fs::remove_file(&at_work);
         let mut child = program(std::env::current_exe().unwrap())
             .args(["--exact", "kill::applies_for_ever", "--ignored"])
             .env(DIR, broker.dir.path())
@@ -36,8 +40,9 @@ fn killed_at_random_moments_the_broker_always_has_a_whole_file() {
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
+        eventually("it to be at work", || at_work.exists().then_some(()));
         // Not a wait for something: the moment of death is what is varied.
-        thread::sleep(Duration::from_millis(40 + kill * 37 % 400));
+        thread::sleep(Duration::from_millis(kill * 37 % 400));
         child.kill().unwrap();
         child.wait().unwrap();
         if let Ok(text) = fs::read_to_string(broker.drop_in()) {
@@ -87,6 +92,7 @@ fn applies_for_ever() {
         Paths { drop_in: dir.join("conf.d/zz-brokertuner.conf"), state_dir, database: None };
     let (mut applier, _) = Applier::open(Box::new(RealFiles), Box::new(broker), paths).unwrap();
     let site = SiteValues::default();
+    fs::write(dir.join(AT_WORK), "").unwrap();
     for round in 0.. {
         let wanted = settings(&[
             (Knob::InflightMessagesMax, 100 + round % 7 * 100),

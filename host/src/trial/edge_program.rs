@@ -81,6 +81,14 @@ impl Build {
     /// Whether cargo built it, or found it fresh.
     fn run(&self, cargo: &OsStr) -> std::io::Result<bool> {
         let mut command = Command::new(cargo);
+        // What cargo tells the program that it runs is not for another cargo: a build script that
+        // looks at it (ring's) would be run anew, and all that rests on it be built anew.
+        for (name, _) in std::env::vars_os() {
+            let name_shown = name.to_string_lossy();
+            if ["CARGO_MANIFEST_", "CARGO_PKG_"].iter().any(|start| name_shown.starts_with(start)) {
+                command.env_remove(&name);
+            }
+        }
         // stdout is this program's, for its results.
         command.args(&self.arguments).stdin(Stdio::null()).stdout(Stdio::null());
         Ok(command.status()?.success())
