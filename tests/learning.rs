@@ -70,7 +70,7 @@ fn interval(means: &[f64]) -> (f64, Option<f64>) {
 }
 
 #[test]
-#[ignore = "takes more than an hour: three trainings and their evaluation on a real broker"]
+#[ignore = "takes most of an hour: three trainings and their evaluation on a real broker"]
 fn trained_policies_beat_untrained_ones_and_the_first_random_settings() {
     let dir = tempfile::tempdir().unwrap();
     let models: Vec<PathBuf> = TRAINING_SEEDS.iter().map(|&seed| train(dir.path(), seed)).collect();

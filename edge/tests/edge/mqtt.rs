@@ -4,17 +4,17 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::thread;
-use std::time::Duration;
 
-use brokertuner_core::{Instant, Knob};
+use brokertuner_core::Knob;
 use brokertuner_edge::agent::Report;
 use brokertuner_edge::control::Broker as _;
 use brokertuner_edge::mqtt::{Protocol, ProtocolChoice};
-use brokertuner_edge::sampler::{Link, Sampler, SamplerOptions, SysStatus};
+use brokertuner_edge::sampler::{Link, Sampler, SysStatus};
 
 use super::broker::{Broker, eventually};
 use super::cli::on;
 use super::model;
+use super::sampler::sampler_at;
 
 const WINDOW: u16 = 600;
 /// The CONNACK of a broker that knows no MQTT 5.
@@ -56,16 +56,7 @@ fn pass_on(mut client: TcpStream, broker: SocketAddr) -> io::Result<()> {
 }
 
 fn sampler(broker: &Broker, address: SocketAddr, mqtt: ProtocolChoice) -> Sampler {
-    let options = SamplerOptions {
-        address,
-        client_id: "sampler".into(),
-        credentials: None,
-        tls: None,
-        mqtt,
-        probe_interval: Some(Duration::from_millis(250)),
-        clock: Instant::now,
-    };
-    Sampler::start(options, broker.live().finder).unwrap()
+    sampler_at(broker, address, None, mqtt)
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -19,22 +20,39 @@ use super::model;
 /// How long the agent may be silent.
 const WATCHDOG: Duration = Duration::from_millis(100);
 
-#[test]
-fn the_service_manager_is_told_also_without_a_broker() {
-    let broker = Broker::start("");
+/// A configuration with a port that nobody listens on: the agent starts before the broker, or without
+/// it.
+fn without_its_broker(broker: &Broker) -> PathBuf {
     model::write(&broker.path("model.btm"), &[]);
     let config = broker.edge_config(&broker.path("model.btm"), "");
-    // Nobody listens there: the agent starts before the broker, or without it.
     let text = fs::read_to_string(&config).unwrap();
     let port = format!("port = {}\n", broker.address.port());
     fs::write(&config, text.replace(&port, "port = 1\n")).unwrap();
+    config
+}
+
+/// An agent, and the service manager that it tells, which waits for news that long.
+fn notifying(
+    broker: &Broker,
+    config: &Path,
+    watchdog: Duration,
+    patience: Duration,
+) -> (Running, UnixDatagram) {
     let path = broker.path("notify");
     let manager = UnixDatagram::bind(&path).unwrap();
-    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    manager.set_read_timeout(Some(patience)).unwrap();
     let mut command = edge(&["run", "--config", config.to_str().unwrap()]);
-    command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "200000");
+    command.env("NOTIFY_SOCKET", &path);
+    command.env("WATCHDOG_USEC", watchdog.as_micros().to_string());
     command.stdout(Stdio::null()).stderr(Stdio::null());
-    let mut agent = Running(command.spawn().unwrap());
+    (Running(command.spawn().unwrap()), manager)
+}
+
+#[test]
+fn the_service_manager_is_told_also_without_a_broker() {
+    let broker = Broker::start("");
+    let config = without_its_broker(&broker);
+    let (mut agent, manager) = notifying(&broker, &config, Duration::from_millis(200), PATIENCE);
 
     let mut heard = String::new();
     let mut hear = |what: &str, times: usize| {
@@ -67,14 +85,7 @@ fn a_loop_that_hangs_starves_the_watchdog() {
     let broker = Broker::start("");
     model::write(&broker.path("model.btm"), &[]);
     let config = broker.edge_config(&broker.path("model.btm"), "[decide]\ninterval_ms = 250\n");
-    let path = broker.path("notify");
-    let manager = UnixDatagram::bind(&path).unwrap();
-    manager.set_read_timeout(Some(20 * WATCHDOG)).unwrap();
-    let mut command = edge(&["run", "--config", config.to_str().unwrap()]);
-    command.env("NOTIFY_SOCKET", &path);
-    command.env("WATCHDOG_USEC", WATCHDOG.as_micros().to_string());
-    command.stdout(Stdio::null()).stderr(Stdio::null());
-    let agent = Running(command.spawn().unwrap());
+    let (agent, manager) = notifying(&broker, &config, WATCHDOG, 20 * WATCHDOG);
     let is_fed = || {
         let mut buffer = [0; 4096];
         let heard = manager.recv(&mut buffer);
@@ -98,20 +109,10 @@ fn a_loop_that_hangs_starves_the_watchdog() {
 #[test]
 fn it_is_ready_before_it_ends_what_was_cut_short_and_fed_meanwhile() {
     let broker = Broker::start("");
-    model::write(&broker.path("model.btm"), &[]);
     cut_short(&broker);
-    let config = broker.edge_config(&broker.path("model.btm"), "");
-    let text = fs::read_to_string(&config).unwrap();
-    let port = format!("port = {}\n", broker.address.port());
-    fs::write(&config, text.replace(&port, "port = 1\n")).unwrap();
-    let path = broker.path("notify");
-    let manager = UnixDatagram::bind(&path).unwrap();
-    manager.set_read_timeout(Some(PATIENCE)).unwrap();
-    let mut command = edge(&["run", "--config", config.to_str().unwrap()]);
+    let config = without_its_broker(&broker);
     // A period that never passes here: what feeds it is the change.
-    command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "36000000000");
-    command.stdout(Stdio::null()).stderr(Stdio::null());
-    let agent = Running(command.spawn().unwrap());
+    let (agent, manager) = notifying(&broker, &config, Duration::from_secs(36_000), PATIENCE);
     let hear = || {
         let mut buffer = [0; 4096];
         let bytes = manager.recv(&mut buffer).unwrap();

@@ -1,6 +1,7 @@
 //! Sampling a real broker.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use brokertuner_core::Instant;
@@ -17,8 +18,18 @@ fn sampler(broker: &Broker, credentials: Option<Credentials>) -> Sampler {
 }
 
 fn sampler_by(broker: &Broker, credentials: Option<Credentials>, mqtt: ProtocolChoice) -> Sampler {
+    sampler_at(broker, broker.address, credentials, mqtt)
+}
+
+/// A sampler of `broker` that reaches it at another address.
+pub(crate) fn sampler_at(
+    broker: &Broker,
+    address: SocketAddr,
+    credentials: Option<Credentials>,
+    mqtt: ProtocolChoice,
+) -> Sampler {
     let options = SamplerOptions {
-        address: broker.address,
+        address,
         client_id: "sampler".into(),
         credentials,
         tls: None,

@@ -152,7 +152,7 @@ pub(crate) struct TrainArgs {
     checkpoint_steps: u64,
     /// Randomised sites of the twin that the policy is judged on, never those that it learns from
     /// (with --scenario: those loads themselves); the best policy is the result. 0: the last one is.
-    #[arg(long, value_name = "N", default_value_t = 40)]
+    #[arg(long, value_name = "N", default_value_t = 200)]
     validate_sites: u32,
     /// Steps between two judgements.
     #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
@@ -327,18 +327,19 @@ impl TrainArgs {
             reward,
             seed: agent.seed(),
         });
-        let after_round = &mut |round: u32, swept: &Swept, agent: &Agent| {
+        let after_round = &mut |round: u32, swept: &Swept| {
             tracing::info!(
                 round = round + 1,
                 trials = swept.trials,
                 default = format!("{:.3}", swept.default_mean),
                 best_of_site = format!("{:.3}", swept.best_mean),
-                validation = format!("{:.3}", judge.score(agent)?),
+                validation = format!("{:.3}", swept.validation),
                 "swept"
             );
             Ok(())
         };
-        crate::sweep::sweep(agent, &config, crate::broker::interrupted, after_round)?;
+        let score = &|agent: &Agent| judge.score(agent);
+        crate::sweep::sweep(agent, &config, crate::broker::interrupted, score, after_round)?;
         Ok(!crate::broker::interrupted())
     }
 

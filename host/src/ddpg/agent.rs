@@ -320,6 +320,16 @@ impl Agent {
         Ok(agent)
     }
 
+    /// The same agent with the running average of its policy (the target actor: over the last
+    /// `1 / tau` updates of the actor, about) in place of the latest one.
+    #[must_use]
+    pub fn averaged(&self) -> Self {
+        let mut averaged = self.clone();
+        averaged.actor.params.clone_from(&self.actor_target.params);
+        snap(&averaged.actor, &mut averaged.snapped);
+        averaged
+    }
+
     /// Ends the returns that environment `lane` still collects, as a truncation in `state` would:
     /// what follows there is not part of them.
     ///

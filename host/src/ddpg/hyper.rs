@@ -190,7 +190,8 @@ impl Hyper {
             critic_lr: 1e-3,
             batch: 256,
             gamma: 0.97,
-            tau: 0.01,
+            // Of what the lessons leave, the average is kept.
+            tau: 0.002,
             replay_capacity: 400_000,
             hidden: [128, 128],
             sigma_start: 0.1,

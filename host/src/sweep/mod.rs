@@ -45,6 +45,8 @@ const LIBRARY_SHARE: f64 = 0.7;
 const AROUND: [f32; 2] = [0.15, 0.4];
 /// Trials of the policy itself on a site, once there is one.
 const OWN_TRIALS: usize = 2;
+/// Looks at the policy in the second half of the last round's updates.
+const LOOKS: u64 = 6;
 
 /// How much is tried, and how long is learnt from it.
 #[derive(Clone, Debug)]
@@ -86,6 +88,8 @@ pub struct Swept {
     pub default_mean: f64,
     /// Mean over the sites of the best that was tried.
     pub best_mean: f64,
+    /// Score of the policy that was learnt from it, on the sites for validation.
+    pub validation: f64,
 }
 
 /// One action in the actor's units.
@@ -106,16 +110,18 @@ struct Site {
     calibration: Calibration,
 }
 
-/// Tries settings and fits `agent` to what they were worth, round by round. `after_round` is told
-/// of each; `is_interrupted` ends it between two pieces of work, with what was learnt until then.
+/// Tries settings and fits `agent` to what they were worth, round by round. `score` says how good a
+/// policy is on sites that it has not seen, `after_round` is told of each round; `is_interrupted` ends
+/// it between two pieces of work, with what was learnt until then.
 ///
 /// # Errors
-/// A site that cannot be drawn, or what does not fit the agent.
+/// A site that cannot be drawn, what does not fit the agent, or what `score` and `after_round` say.
 pub fn sweep(
     agent: &mut Agent,
     config: &SweepConfig,
     is_interrupted: fn() -> bool,
-    after_round: &mut dyn FnMut(u32, &Swept, &Agent) -> anyhow::Result<()>,
+    score: &dyn Fn(&Agent) -> anyhow::Result<f64>,
+    after_round: &mut dyn FnMut(u32, &Swept) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     let library = library::choose(config, is_interrupted)?;
     for round in 0..config.rounds {
@@ -133,21 +139,56 @@ pub fn sweep(
             let trials: Vec<Trial> = tried.into_iter().map(lesson).collect();
             agent.teach(&trials)?;
         }
-        let progress = Progress::new(config.updates);
-        for update in 0..config.updates {
-            if update % 100 == 0 {
-                progress
-                    .set(update, format!("learning from round {} of {}", round + 1, config.rounds));
-                if is_interrupted() {
-                    break;
-                }
-            }
-            let _ = agent.update();
+        if let Some(validation) = learn(agent, config, round, is_interrupted, score)? {
+            after_round(round, &Swept { validation, ..swept })?;
         }
-        drop(progress);
-        after_round(round, &swept, agent)?;
     }
     Ok(())
+}
+
+/// Fits `agent` to its lessons, and leaves it with the best of the averaged policies that were looked
+/// at, whose score is the answer: `None` where it was interrupted before the first look. Averaged and
+/// chosen, because the latest policy gains and loses single loads from one thousand updates to the
+/// next.
+fn learn(
+    agent: &mut Agent,
+    config: &SweepConfig,
+    round: u32,
+    is_interrupted: fn() -> bool,
+    score: &dyn Fn(&Agent) -> anyhow::Result<f64>,
+) -> anyhow::Result<Option<f64>> {
+    let looks = if round + 1 == config.rounds { LOOKS } else { 1 };
+    let progress = Progress::new(config.updates);
+    let mut best: Option<(f64, Agent)> = None;
+    for update in 0..config.updates {
+        if update % 100 == 0 {
+            progress.set(update, format!("learning from round {} of {}", round + 1, config.rounds));
+            if is_interrupted() {
+                break;
+            }
+        }
+        let _ = agent.update();
+        if is_look(update + 1, config.updates, looks) {
+            let averaged = agent.averaged();
+            let found = score(&averaged)?;
+            tracing::info!(updates = update + 1, score = format!("{found:.4}"), "looked");
+            if best.as_ref().is_none_or(|(score, _)| found > *score) {
+                best = Some((found, averaged));
+            }
+        }
+    }
+    Ok(best.map(|(score, averaged)| {
+        *agent = averaged;
+        score
+    }))
+}
+
+/// Whether one of so many looks, spread evenly over the second half and the last at the end, comes
+/// after so many updates of `all`.
+fn is_look(updates: u64, all: u64, looks: u64) -> bool {
+    let left = all - updates;
+    let apart = (all / 2 / looks).max(1);
+    left.is_multiple_of(apart) && left / apart < looks
 }
 
 /// Tries settings on the sites of a round; `None` where that was interrupted.
@@ -321,6 +362,7 @@ fn summary(found: &[Vec<Tried>]) -> Swept {
         trials: found.iter().map(Vec::len).sum(),
         default_mean: sites.clone().map(|tried| tried[0].reward).sum::<f64>() / count,
         best_mean: sites.map(|tried| best(tried)).sum::<f64>() / count,
+        validation: 0.0,
     }
 }
 

@@ -63,15 +63,19 @@ fn a_sweep_repeats_itself_and_teaches() {
         )
         .unwrap();
         let mut told = Vec::new();
-        let after = &mut |round: u32, swept: &Swept, _: &Agent| {
+        let score = &|agent: &Agent| Ok(f64::from(agent.act(&[0.5; Schema::Edge.len()])[0]));
+        let after = &mut |round: u32, swept: &Swept| {
             told.push((round, *swept));
             Ok(())
         };
-        sweep(&mut agent, &SweepConfig { rounds: 2, ..config() }, || false, after).unwrap();
+        sweep(&mut agent, &SweepConfig { rounds: 2, ..config() }, || false, score, after).unwrap();
         (told, agent.updates(), agent.act(&[0.5; Schema::Edge.len()]))
     };
     let (told, updates, action) = run();
-    assert_eq!((told.len(), updates), (2, 40));
+    // The best policy that was looked at is what remains.
+    assert_eq!(told.last().unwrap().1.validation, f64::from(action[0]));
+    assert_eq!(told.len(), 2);
+    assert!((20 + 10..=40).contains(&updates), "{updates}");
     assert!(told.iter().all(|(_, swept)| swept.best_mean >= swept.default_mean));
     assert_eq!((told, updates, action), run());
 }
@@ -79,7 +83,18 @@ fn a_sweep_repeats_itself_and_teaches() {
 #[test]
 fn an_interrupted_sweep_ends() {
     let mut agent = Agent::new(Hyper::twin(), Schema::Edge.len(), KNOB_COUNT, 3).unwrap();
-    let after = &mut |_: u32, _: &Swept, _: &Agent| panic!("no round was finished");
-    sweep(&mut agent, &config(), || true, after).unwrap();
+    let after = &mut |_: u32, _: &Swept| panic!("no round was finished");
+    sweep(&mut agent, &config(), || true, &|_| Ok(0.0), after).unwrap();
     assert_eq!(agent.updates(), 0);
+}
+
+#[test]
+fn looks_are_spread_over_the_second_half() {
+    let looks = |all, count| -> Vec<u64> {
+        (1..=all).filter(|&updates| is_look(updates, all, count)).collect()
+    };
+    assert_eq!(looks(20, 1), [20]);
+    assert_eq!(looks(20, 5), [12, 14, 16, 18, 20]);
+    assert_eq!(looks(1, 5), [1]);
+    assert_eq!(looks(3, 5), [1, 2, 3]);
 }

@@ -102,11 +102,9 @@ fn quiet(rate_hz: u32, filter: &str) -> Scenario {
     Scenario::parse(&text, "t").unwrap()
 }
 
-#[test]
-fn a_gateway_leaves_its_own_traffic_out() {
-    let scenario = quiet(1, "a/#");
-    let mut gateway = Gateway::new(&scenario, Settings::UNWRITTEN, Default::default());
-    let mut world = World::new(Config {
+/// A broker that nobody configured under a load that goes on for ever.
+fn unconfigured(scenario: Scenario) -> World {
+    World::new(Config {
         site: site_values(&scenario),
         scenario: Arc::new(scenario),
         calibration: Calibration::default(),
@@ -116,7 +114,14 @@ fn a_gateway_leaves_its_own_traffic_out() {
         repeat: true,
         slice_us: SLICE_US,
         seed: 1,
-    });
+    })
+}
+
+#[test]
+fn a_gateway_leaves_its_own_traffic_out() {
+    let scenario = quiet(1, "a/#");
+    let mut gateway = Gateway::new(&scenario, Settings::UNWRITTEN, Default::default());
+    let mut world = unconfigured(scenario);
     for _ in 0..10 {
         world.advance(1.0);
         gateway.look(&world);
@@ -141,17 +146,7 @@ fn a_filter_that_few_publishers_match_expects_their_messages_only() {
 #[test]
 fn what_waits_for_clean_sessions_weighs_until_the_restart_after_next() {
     let scenario = Scenario::load("bulk-payload").unwrap();
-    let mut world = World::new(Config {
-        site: site_values(&scenario),
-        scenario: Arc::new(scenario),
-        calibration: Calibration::default(),
-        settings: Settings::UNWRITTEN,
-        capacity_msgs_per_s: None,
-        lead_in_s: 0,
-        repeat: true,
-        slice_us: SLICE_US,
-        seed: 1,
-    });
+    let mut world = unconfigured(scenario);
     let small = render::parse("max_queued_messages 100\nmax_queued_bytes 65536\n").unwrap();
     let mib = |world: &World| world.sample().proc.unwrap().rss_bytes >> 20;
     world.advance(15.0);
