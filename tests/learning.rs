@@ -20,12 +20,13 @@ const TWIN: [&str; 10] = [
     "--sweep-updates",
     "15000",
     "--steps",
-    "10000",
+    "2000",
     "--validate-steps",
-    "5000",
+    "1000",
     "--validate-sites",
-    "40",
+    "100",
 ];
+
 /// Runs `host` to its good end.
 fn run(args: &[&str]) -> Value {
     let (status, document) = host_json("2.0.21", args);
