@@ -94,6 +94,8 @@ pub(super) struct Budget {
     used_before_us: f64,
     /// Share of the time that the broker was awake, of late.
     load: f64,
+    /// How often it was woken.
+    wakes: f64,
     /// The last round of the loop, where more waits behind it.
     pub(super) round_us: f64,
 }
@@ -108,6 +110,7 @@ impl Budget {
             used_us: 0.0,
             used_before_us: 0.0,
             load: 0.0,
+            wakes: 0.0,
             round_us: 0.0,
         }
     }
@@ -135,7 +138,14 @@ impl Budget {
 
     /// `packets` arrive, each by itself: those that find the broker asleep wake it.
     pub(super) fn wake(&mut self, packets: u32, wake_us: f64) {
-        self.spend(f64::from(packets) * wake_us * (1.0 - self.load));
+        let wakes = f64::from(packets) * (1.0 - self.load);
+        self.wakes += wakes;
+        self.spend(wakes * wake_us);
+    }
+
+    /// Packets since the start that woke the broker.
+    pub(super) fn wakes(&self) -> f64 {
+        self.wakes
     }
 
     /// What a packet waits before the broker reads it: what is overdrawn (a save, a herd of

@@ -133,6 +133,29 @@ fn a_gateway_leaves_its_own_traffic_out() {
     assert!(metrics.heap_bytes <= metrics.heap_bytes_max, "{metrics:?}");
 }
 
+/// Measured on 2.0.21 with its defaults: a broker that is never idle is never switched away from, and
+/// publishers in step wake it once.
+#[test]
+fn context_switches_are_what_a_gateway_counts() {
+    for (load, measured_per_s) in [
+        ("fanout-saturation", 20.0),
+        ("idle-telemetry", 50.0),
+        ("bulk-payload", 700.0),
+        ("wan-uplink", 860.0),
+        ("command-response", 500.0),
+    ] {
+        let scenario = Scenario::load(load).unwrap();
+        let mut gateway = Gateway::new(&scenario, Settings::UNWRITTEN, Default::default());
+        let mut world = unconfigured(scenario);
+        world.advance(5.0);
+        gateway.look(&world);
+        world.advance(5.0);
+        let found = gateway.look(&world).context_switches_per_s.unwrap();
+        let factor = found / measured_per_s;
+        assert!((0.4..2.5).contains(&factor), "{load}: {found} of {measured_per_s}");
+    }
+}
+
 #[test]
 fn a_filter_that_few_publishers_match_expects_their_messages_only() {
     let all = play(&quiet(10, "a/#"), Calibration::default()).fixed(&Settings::UNWRITTEN);
