@@ -41,9 +41,12 @@ macro_rules! hyper_args {
         #[command(next_help_heading = "Hyperparameters (default: the preset's)")]
         pub(crate) struct HyperArgs {
             $( $(#[doc = $doc])* #[arg(long, value_name = "VALUE")] pub(crate) $field: Option<$type>, )*
-            /// Widths of the two hidden layers of actor and critics, as in 64,64.
+            /// Widths of the two hidden layers of the actor, as in 64,64.
             #[arg(long, value_name = "N,N", value_parser = list::<usize, 2>)]
             pub(crate) hidden: Option<[usize; 2]>,
+            /// Widths of the two hidden layers of the critics, where they are to have their own.
+            #[arg(long, value_name = "N,N", value_parser = list::<usize, 2>)]
+            pub(crate) critic_hidden: Option<[usize; 2]>,
         }
 
         impl HyperArgs {
@@ -55,6 +58,7 @@ macro_rules! hyper_args {
                 if let Some(hidden) = self.hidden {
                     hyper.hidden = hidden;
                 }
+                hyper.critic_hidden = self.critic_hidden.or(hyper.critic_hidden);
                 hyper
             }
         }

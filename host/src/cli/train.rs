@@ -485,10 +485,10 @@ impl TrainArgs {
             EnvKind::Twin => Preset::Twin,
         };
         let preset = self.preset.unwrap_or(default).hyper();
-        let hidden = agent.hyper().hidden;
+        let (hidden, critic_hidden) = (agent.hyper().hidden, agent.hyper().critic_hidden);
         let agent = agent
-            .continued(self.hyper.over(Hyper { hidden, ..preset }), seed)
-            .with_context(|| format!("{name} does not fit --preset or --hidden"))?;
+            .continued(self.hyper.over(Hyper { hidden, critic_hidden, ..preset }), seed)
+            .with_context(|| format!("{name} does not fit --preset or the widths given"))?;
         Ok((agent, schema))
     }
 

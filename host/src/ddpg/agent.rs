@@ -109,7 +109,8 @@ impl Agent {
         let final_init = narrow(hyper.final_init);
         let actor_dims = [state_dim, hidden1, hidden2, action_dim];
         let actor = Mlp::new(&actor_dims, final_init, false, &mut learn_rng);
-        let critic_dims = [state_dim + action_dim, hidden1, hidden2, 1];
+        let [critic1, critic2] = hyper.critic_widths();
+        let critic_dims = [state_dim + action_dim, critic1, critic2, 1];
         let critic = |_| {
             let norm = hyper.critic_layer_norm;
             let net = Mlp::new(&critic_dims, final_init, norm, &mut learn_rng);
@@ -300,9 +301,13 @@ impl Agent {
     /// networks would change.
     pub fn continued(self, hyper: Hyper, seed: u64) -> Result<Self, DdpgError> {
         let mut agent = Agent::new(hyper, self.state_dim, self.action_dim, seed)?;
+        let (actor, critic) = (agent.hyper.hidden, agent.hyper.critic_widths());
+        let (actor_before, critic_before) = (self.hyper.hidden, self.hyper.critic_widths());
         for (what, found, expected) in [
-            ("neurons of the first hidden layer", agent.hyper.hidden[0], self.hyper.hidden[0]),
-            ("neurons of the second hidden layer", agent.hyper.hidden[1], self.hyper.hidden[1]),
+            ("neurons of the actor's first hidden layer", actor[0], actor_before[0]),
+            ("neurons of the actor's second hidden layer", actor[1], actor_before[1]),
+            ("neurons of the critics' first hidden layer", critic[0], critic_before[0]),
+            ("neurons of the critics' second hidden layer", critic[1], critic_before[1]),
             ("critics", agent.critics.len(), self.critics.len()),
         ] {
             DdpgError::check_length(what, found, expected)?;

@@ -66,8 +66,11 @@ pub struct Hyper {
     pub sigma_decay_steps: u64,
     /// How fast Ornstein-Uhlenbeck noise returns to 0, per step. Above 0 to 1.
     pub ou_theta: f64,
-    /// Widths of the two hidden layers of actor and critics. 1 to 512.
+    /// Widths of the two hidden layers of the actor, and of the critics unless they have their own.
+    /// 1 to 512.
     pub hidden: [usize; 2],
+    /// Widths of the critics' hidden layers: they stay on the workstation, the actor does not. 1 to 512.
+    pub critic_hidden: Option<[usize; 2]>,
     /// Updates that the training loop makes per environment step.
     pub updates_per_step: usize,
     /// Two critics, the smaller target counts (Fujimoto et al. 2018): against overestimation.
@@ -129,6 +132,7 @@ impl Default for Hyper {
             sigma_decay_steps: 50_000,
             ou_theta: 0.15,
             hidden: [64, 64],
+            critic_hidden: None,
             updates_per_step: 1,
             clipped_double_q: false,
             n_step: 1,
@@ -193,7 +197,7 @@ impl Hyper {
             // Of what the lessons leave, the average is kept.
             tau: 0.002,
             replay_capacity: 400_000,
-            hidden: [128, 128],
+            critic_hidden: Some([128, 128]),
             sigma_start: 0.1,
             clipped_double_q: true,
             policy_delay: 2,
@@ -218,6 +222,12 @@ impl Hyper {
             updates_per_step: 20,
             ..Self::twin()
         }
+    }
+
+    /// Widths of the critics' hidden layers.
+    #[must_use]
+    pub fn critic_widths(&self) -> [usize; 2] {
+        self.critic_hidden.unwrap_or(self.hidden)
     }
 
     /// What a reward of `rate` at every step is worth in the long run.
@@ -251,6 +261,7 @@ impl Hyper {
         let positive = |value: f64| value > 0.0 && value.is_finite();
         let not_negative = |value: f64| value >= 0.0 && value.is_finite();
         let share = |value: f64| value > 0.0 && value <= 1.0;
+        let is_width = |width: &usize| (1..=512).contains(width);
         let checks = [
             ("actor_lr", positive(self.actor_lr), "above 0"),
             ("critic_lr", positive(self.critic_lr), "above 0"),
@@ -262,7 +273,8 @@ impl Hyper {
             ("sigma_start", not_negative(self.sigma_start), "0 or more"),
             ("sigma_end", not_negative(self.sigma_end), "0 or more"),
             ("ou_theta", share(self.ou_theta), "above 0, at most 1"),
-            ("hidden", self.hidden.iter().all(|width| (1..=512).contains(width)), "1 to 512"),
+            ("hidden", self.hidden.iter().all(is_width), "1 to 512"),
+            ("critic_hidden", self.critic_widths().iter().all(is_width), "1 to 512"),
             ("updates_per_step", self.updates_per_step >= 1, "at least 1"),
             ("n_step", (1..=64).contains(&self.n_step), "1 to 64"),
             ("policy_delay", self.policy_delay >= 1, "at least 1"),

@@ -279,8 +279,12 @@ fn lessons_survive_a_checkpoint_and_another_run_goes_on_from_it() {
     let linear = Hyper { critic_layer_norm: !loaded.hyper().critic_layer_norm, ..everything() };
     let error = loaded.clone().continued(linear, 9).unwrap_err().to_string();
     assert!(error.contains("critic_layer_norm"), "{error}");
-    let wider = Hyper { hidden: [24, 25], ..everything() };
-    assert!(loaded.continued(wider, 9).unwrap_err().to_string().contains("second hidden layer"));
+    let wider = Hyper { hidden: [24, 25], critic_hidden: Some([24, 24]), ..everything() };
+    let error = loaded.clone().continued(wider, 9).unwrap_err().to_string();
+    assert!(error.contains("actor's second hidden layer"), "{error}");
+    let wider = Hyper { critic_hidden: Some([25, 24]), ..everything() };
+    let error = loaded.continued(wider, 9).unwrap_err().to_string();
+    assert!(error.contains("critics' first hidden layer"), "{error}");
 }
 
 #[test]
