@@ -11,6 +11,12 @@ use common::{Lcg, OwnedLayer, OwnedModel};
 use proptest::prelude::*;
 
 const GOLDEN: &[u8] = include_bytes!("../../models/golden/v1.btm");
+/// Name, model and vectors.
+const SHIPPED: [(&str, &[u8], &str); 1] = [(
+    "default",
+    include_bytes!("../../models/default.btm"),
+    include_str!("../../models/default-vectors.csv"),
+)];
 const GOLDEN_VECTORS: &str = include_str!("../../models/golden/v1-vectors.csv");
 const FORMAT: &str = include_str!("../../models/FORMAT.md");
 
@@ -127,6 +133,62 @@ fn renew_golden_files() {
         text += &format!("{first},{second},{},{}\n", action[0], action[1]);
     }
     std::fs::write(format!("{folder}/v1-vectors.csv"), text).unwrap();
+}
+
+/// What the shipped models answer is the same on every processor.
+#[test]
+fn shipped_models_give_their_vectors() {
+    for (name, bytes, vectors) in SHIPPED {
+        let model = Model::parse(bytes).unwrap();
+        let inputs = model.inputs();
+        let mut rows = 0;
+        for line in vectors.lines().skip(1) {
+            let (features, actions) = vector(line, inputs);
+            assert_eq!(infer(&model, &features), actions, "{name}: {line}");
+            rows += 1;
+        }
+        assert!(rows >= 100, "{name}: {rows} vectors");
+    }
+}
+
+/// Features and actions of a line of vectors; a cell without anything is a missing feature.
+fn vector(line: &str, inputs: usize) -> (Vec<f32>, Vec<i8>) {
+    let cells: Vec<&str> = line.split(',').collect();
+    let (features, actions) = cells.split_at(inputs);
+    let feature = |cell: &&str| if cell.is_empty() { f32::NAN } else { cell.parse().unwrap() };
+    let action = |cell: &&str| cell.parse().unwrap();
+    (features.iter().map(feature).collect(), actions.iter().map(action).collect())
+}
+
+#[test]
+#[ignore = "writes models/*-vectors.csv: by hand, and only together with a new model"]
+fn renew_vectors_of_shipped_models() {
+    for (name, bytes, _) in SHIPPED {
+        let model = Model::parse(bytes).unwrap();
+        let names = |what: &str, count: usize| (0..count).map(|i| format!("{what}_{i}")).collect();
+        let mut header: Vec<String> = names("feature", model.inputs());
+        header.extend::<Vec<String>>(names("action", model.outputs()));
+        let mut text = header.join(",") + "\n";
+        let mut lcg = Lcg::new(7);
+        for _ in 0..200 {
+            // Within what training saw and somewhat beyond; one in ten is missing.
+            let features: Vec<f32> = model
+                .observed_range()
+                .map(|(low, high)| match lcg.within(0, 9) {
+                    0 => f32::NAN,
+                    _ => low + (high - low) * lcg.within(-128, 1152) as f32 / 1024.0,
+                })
+                .collect();
+            let mut cells: Vec<String> = features
+                .iter()
+                .map(|value| if value.is_nan() { String::new() } else { value.to_string() })
+                .collect();
+            cells.extend(infer(&model, &features).iter().map(ToString::to_string));
+            text += &(cells.join(",") + "\n");
+        }
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../models");
+        std::fs::write(format!("{folder}/{name}-vectors.csv"), text).unwrap();
+    }
 }
 
 /// The real shape: the bits of 1,000 actions, pinned. The same number on every processor.
