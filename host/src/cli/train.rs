@@ -327,13 +327,13 @@ impl TrainArgs {
             reward,
             seed: agent.seed(),
         });
-        let after_round = &mut |round: u32, swept: &Swept| {
+        let after_round = &mut |round: u32, swept: &Swept, score: f64| {
             tracing::info!(
                 round = round + 1,
                 trials = swept.trials,
                 default = format!("{:.3}", swept.default_mean),
                 best_of_site = format!("{:.3}", swept.best_mean),
-                validation = format!("{:.3}", swept.validation),
+                validation = format!("{score:.3}"),
                 "swept"
             );
             Ok(())

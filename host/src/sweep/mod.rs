@@ -88,8 +88,6 @@ pub struct Swept {
     pub default_mean: f64,
     /// Mean over the sites of the best that was tried.
     pub best_mean: f64,
-    /// Score of the policy that was learnt from it, on the sites for validation.
-    pub validation: f64,
 }
 
 /// One action in the actor's units.
@@ -111,8 +109,9 @@ struct Site {
 }
 
 /// Tries settings and fits `agent` to what they were worth, round by round. `score` says how good a
-/// policy is on sites that it has not seen, `after_round` is told of each round; `is_interrupted` ends
-/// it between two pieces of work, with what was learnt until then.
+/// policy is on sites that it has not seen, `after_round` is told of each round and of the score of
+/// what was learnt; `is_interrupted` ends it between two pieces of work, with what was learnt until
+/// then.
 ///
 /// # Errors
 /// A site that cannot be drawn, what does not fit the agent, or what `score` and `after_round` say.
@@ -121,7 +120,7 @@ pub fn sweep(
     config: &SweepConfig,
     is_interrupted: fn() -> bool,
     score: &dyn Fn(&Agent) -> anyhow::Result<f64>,
-    after_round: &mut dyn FnMut(u32, &Swept) -> anyhow::Result<()>,
+    after_round: &mut dyn FnMut(u32, &Swept, f64) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     let library = library::choose(config, is_interrupted)?;
     for round in 0..config.rounds {
@@ -139,15 +138,16 @@ pub fn sweep(
             let trials: Vec<Trial> = tried.into_iter().map(lesson).collect();
             agent.teach(&trials)?;
         }
-        if let Some(validation) = learn(agent, config, round, is_interrupted, score)? {
-            after_round(round, &Swept { validation, ..swept })?;
+        if let Some(score) = learn(agent, config, round, is_interrupted, score)? {
+            after_round(round, &swept, score)?;
         }
     }
     Ok(())
 }
 
 /// Fits `agent` to its lessons, and leaves it with the best of the averaged policies that were looked
-/// at, whose score is the answer: `None` where it was interrupted before the first look. Averaged and
+/// at (the last one of equals), whose score is the answer: `None` where it was interrupted before the
+/// first look. Averaged and
 /// chosen, because the latest policy gains and loses single loads from one thousand updates to the
 /// next.
 fn learn(
@@ -172,7 +172,7 @@ fn learn(
             let averaged = agent.averaged();
             let found = score(&averaged)?;
             tracing::info!(updates = update + 1, score = format!("{found:.4}"), "looked");
-            if best.as_ref().is_none_or(|(score, _)| found > *score) {
+            if best.as_ref().is_none_or(|(score, _)| found >= *score) {
                 best = Some((found, averaged));
             }
         }
@@ -362,7 +362,6 @@ fn summary(found: &[Vec<Tried>]) -> Swept {
         trials: found.iter().map(Vec::len).sum(),
         default_mean: sites.clone().map(|tried| tried[0].reward).sum::<f64>() / count,
         best_mean: sites.map(|tried| best(tried)).sum::<f64>() / count,
-        validation: 0.0,
     }
 }
 

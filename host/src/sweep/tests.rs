@@ -64,8 +64,8 @@ fn a_sweep_repeats_itself_and_teaches() {
         .unwrap();
         let mut told = Vec::new();
         let score = &|agent: &Agent| Ok(f64::from(agent.act(&[0.5; Schema::Edge.len()])[0]));
-        let after = &mut |round: u32, swept: &Swept| {
-            told.push((round, *swept));
+        let after = &mut |round: u32, swept: &Swept, score: f64| {
+            told.push((round, *swept, score));
             Ok(())
         };
         sweep(&mut agent, &SweepConfig { rounds: 2, ..config() }, || false, score, after).unwrap();
@@ -73,19 +73,28 @@ fn a_sweep_repeats_itself_and_teaches() {
     };
     let (told, updates, action) = run();
     // The best policy that was looked at is what remains.
-    assert_eq!(told.last().unwrap().1.validation, f64::from(action[0]));
+    assert_eq!(told.last().unwrap().2, f64::from(action[0]));
     assert_eq!(told.len(), 2);
     assert!((20 + 10..=40).contains(&updates), "{updates}");
-    assert!(told.iter().all(|(_, swept)| swept.best_mean >= swept.default_mean));
+    assert!(told.iter().all(|(_, swept, _)| swept.best_mean >= swept.default_mean));
     assert_eq!((told, updates, action), run());
 }
 
 #[test]
 fn an_interrupted_sweep_ends() {
     let mut agent = Agent::new(Hyper::twin(), Schema::Edge.len(), KNOB_COUNT, 3).unwrap();
-    let after = &mut |_: u32, _: &Swept| panic!("no round was finished");
+    let after = &mut |_: u32, _: &Swept, _: f64| panic!("no round was finished");
     sweep(&mut agent, &config(), || true, &|_| Ok(0.0), after).unwrap();
     assert_eq!(agent.updates(), 0);
+}
+
+#[test]
+fn where_no_policy_is_better_the_last_one_stays() {
+    let hyper = Hyper { hidden: [8, 8], critic_hidden: None, batch: 16, ..Hyper::twin() };
+    let mut agent = Agent::new(hyper, Schema::Edge.len(), KNOB_COUNT, 3).unwrap();
+    let after = &mut |_: u32, _: &Swept, _: f64| Ok(());
+    sweep(&mut agent, &config(), || false, &|_| Ok(0.0), after).unwrap();
+    assert_eq!(agent.updates(), config().updates);
 }
 
 #[test]
