@@ -52,10 +52,10 @@ enum Kind {
 
 /// Kinds with their share in a hundred.
 const KINDS: [(Kind, u32); 6] = [
-    (Kind::Uplink, 32),
+    (Kind::Uplink, 29),
     (Kind::Saturation, 24),
     (Kind::Outage, 12),
-    (Kind::Bulk, 12),
+    (Kind::Bulk, 15),
     (Kind::Command, 8),
     (Kind::Idle, 12),
 ];
@@ -118,7 +118,10 @@ impl Draw {
             Some(Kind::Bulk | Kind::Outage) if phases == 1 => self.whole(300, 4000),
             _ => self.whole(80, 1500),
         };
-        let rss_limit_mib = self.whole(18, 128);
+        // Where payloads are large, memory is what counts: often there is little of it.
+        let is_bulk = kinds.iter().any(|kind| matches!(kind, Kind::Bulk));
+        let rss_limit_mib =
+            if is_bulk && self.chance(0.5) { self.whole(18, 48) } else { self.whole(18, 128) };
         self.line("schema", 1);
         self.line("name", format!("\"site-{seed}\""));
         self.line("summary", "\"A randomised site\"");

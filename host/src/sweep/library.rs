@@ -24,7 +24,8 @@ pub(super) fn choose(
             let mut rng = config.rng(FIRST_SITE + 1 + index);
             let site: Site = config.site(FIRST_SITE + index, &mut rng)?;
             let mut reward = |output: &Output| {
-                let found = (!is_interrupted()).then(|| site.play(config, Some(*output), &mut rng));
+                let found =
+                    (!is_interrupted()).then(|| site.play(config, Some(*output), false, &mut rng));
                 found.flatten().map_or(0.0, |tried| tried.reward)
             };
             Ok(pool.iter().map(&mut reward).collect())

@@ -19,6 +19,8 @@ use crate::scenario::Scenario;
 use crate::twin::{Calibration, Config, Gateway, SLICE_US, World, is_sighted};
 use brokertuner_core::controller::Rules;
 use brokertuner_core::features::{self, Schema};
+use brokertuner_core::knobs::Apply;
+use brokertuner_core::sample::Metrics;
 use brokertuner_core::{Action, KNOB_COUNT, Knob, KnobSet, Settings, quantise_action};
 use rand::seq::IndexedRandom as _;
 use rand::{RngExt, SeedableRng};
@@ -29,8 +31,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Seconds of a trial before anything counts: clients connect, queues fill.
 const SETTLE_S: f64 = 4.0;
-/// Seconds that are scored at the least; an absence is played to its end.
+/// Seconds that are scored; of an absence all, to its end.
 const SCORED_S: f64 = 30.0;
+/// Seconds on the defaults before a trial's settings come by a restart, where that matters.
+const ENTRY_S: std::ops::Range<f64> = 6.0..25.0;
+/// Share of the memory limit that waits in the broker from which on it matters: what waits for clean
+/// sessions weighs on the broker that was restarted (tests/semantics).
+const ENTRY_STORE_MIN: f64 = 0.02;
+/// By how much the resident memory may grow while it is scored, as a share of its limit: where it grows
+/// more, settings are not yet worth what they are worth for good, and what follows is scored instead.
+const GROWTH_MAX: f64 = 0.04;
 /// Longest trial: a few updates at the longest `sys_interval`.
 const TRIAL_S_MAX: f64 = 150.0;
 /// Updates of `$SYS` in a trial at the least: two make a rate.
@@ -99,6 +109,37 @@ struct Tried {
     states: Vec<Vec<f32>>,
     output: Output,
     reward: f64,
+    /// So much waits for clean sessions that a restart carries on with it.
+    is_loaded: bool,
+}
+
+/// What a gateway sees of a trial.
+struct Eyes {
+    gateway: Gateway,
+    schema: Schema,
+    states: Vec<Vec<f32>>,
+}
+
+impl Eyes {
+    fn new(site: &Site, schema: Schema) -> Eyes {
+        let gateway = Gateway::new(&site.scenario, Settings::UNWRITTEN, Rules::default());
+        Eyes { gateway, schema, states: Vec::new() }
+    }
+
+    /// Looks now and then for so long, and remembers what it sees; what was measured last.
+    fn watch(&mut self, world: &mut World, seconds: f64, rng: &mut Pcg64Mcg) -> Metrics {
+        let until_s = world.now_s() + seconds;
+        let mut metrics = self.gateway.look(world);
+        while world.now_s() < until_s {
+            world.advance(rng.random_range(LOOK_S));
+            metrics = self.gateway.look(world);
+            if is_sighted(&metrics) {
+                self.states
+                    .push(features::state(self.schema, &self.gateway.view(&metrics)).to_vec());
+            }
+        }
+        metrics
+    }
 }
 
 /// A site to try settings on: one phase of a load that goes on for ever, and a broker.
@@ -239,7 +280,9 @@ fn try_site(
             _ if rng.random_bool(LIBRARY_SHARE) => library.choose(rng).copied(),
             _ => Some(std::array::from_fn(|_| rng.random_range(-1.0..=1.0))),
         };
-        let found = site.play(config, output.map(|output| config.only_tuned(output)), rng);
+        let output = output.map(|output| config.only_tuned(output));
+        let enters = output.is_some() && tried.first().is_some_and(|first| first.is_loaded);
+        let found = site.play(config, output, enters, rng);
         match found {
             Some(found) => tried.push(found),
             // Nothing is expected there, or never seen.
@@ -287,67 +330,81 @@ impl SweepConfig {
 
 impl Site {
     /// Plays the site with the settings of `output`, or with the defaults; `None` where nothing was
-    /// expected or nothing seen.
+    /// expected or nothing seen. `enters_on_defaults`: the settings come by a restart, some time
+    /// after the defaults.
     fn play(
         &self,
         config: &SweepConfig,
         output: Option<Output>,
+        enters_on_defaults: bool,
         rng: &mut Pcg64Mcg,
     ) -> Option<Tried> {
-        let defaults = Gateway::new(&self.scenario, Settings::UNWRITTEN, Rules::default());
-        let envelope = *defaults.envelope();
+        let mut eyes = Eyes::new(self, config.schema);
+        let envelope = *eyes.gateway.envelope();
         let action: Action = match output {
             Some(output) => quantise_action(&output),
             None => Settings::UNWRITTEN.encode(&envelope.site),
         };
         let settings = output.map_or(Settings::UNWRITTEN, |_| Settings::decode(&action, &envelope));
-        let mut gateway = Gateway::new(&self.scenario, settings, Rules::default());
         let mut world = World::new(Config {
             scenario: Arc::clone(&self.scenario),
             calibration: self.calibration,
             site: envelope.site,
-            settings,
+            settings: if enters_on_defaults { Settings::UNWRITTEN } else { settings },
             capacity_msgs_per_s: config.capacity_msgs_per_s,
             lead_in_s: 0,
             repeat: true,
             slice_us: SLICE_US,
             seed: rng.random(),
         });
+        if enters_on_defaults {
+            let entry_s = rng.random_range(ENTRY_S);
+            let _ = eyes.watch(&mut world, entry_s, rng);
+            world.apply(&settings, Apply::Restart);
+        }
+        eyes.gateway = Gateway::new(&self.scenario, settings, Rules::default());
         world.advance(SETTLE_S);
         let _ = world.window();
-        let mut states = Vec::new();
-        let mut metrics = gateway.look(&world);
-        let until_s = world.now_s() + self.length_s();
-        while world.now_s() < until_s {
-            world.advance(rng.random_range(LOOK_S));
-            metrics = gateway.look(&world);
-            if is_sighted(&metrics) {
-                states.push(features::state(config.schema, &gateway.view(&metrics)).to_vec());
+        let mut metrics = eyes.gateway.look(&world);
+        let limit_bytes = self.scenario.rss_limit_bytes as f64;
+        let mut score = None;
+        while world.now_s() < TRIAL_S_MAX {
+            let rss_bytes = world.rss_bytes();
+            metrics = eyes.watch(&mut world, self.length_s(), rng);
+            score = world.window();
+            let grown_bytes = world.rss_bytes() as f64 - rss_bytes as f64;
+            if self.has_absence() || grown_bytes <= GROWTH_MAX * limit_bytes {
+                break;
             }
         }
         let reward = config.reward.of(&StepView {
-            score: world.window(),
+            score,
             metrics: &metrics,
-            rss_limit_bytes: self.scenario.rss_limit_bytes as f64,
+            rss_limit_bytes: limit_bytes,
             changed_share: 0.0,
             is_failed: false,
         })?;
+        let stored_bytes = metrics.store_bytes.map_or(0.0, f64::from);
+        let is_loaded = stored_bytes > ENTRY_STORE_MIN * limit_bytes
+            && self.scenario.broker.persistence
+            && !self.has_absence();
+        let mut states = eyes.states;
         while states.len() > STATES_MAX {
             states.swap_remove(rng.random_range(0..states.len()));
         }
         let output = config.only_tuned(action.map(|raw| f32::from(raw) / 127.0));
-        (!states.is_empty()).then_some(Tried { states, output, reward })
+        (!states.is_empty()).then_some(Tried { states, output, reward, is_loaded })
     }
 
+    fn has_absence(&self) -> bool {
+        let groups = self.scenario.phases.iter().flat_map(|phase| &phase.subscribe);
+        groups.into_iter().any(|group| group.offline.is_some())
+    }
+
+    /// Seconds until a trial is looked at: of settings with steady memory all.
     fn length_s(&self) -> f64 {
-        let has_absence = self
-            .scenario
-            .phases
-            .iter()
-            .flat_map(|phase| &phase.subscribe)
-            .any(|group| group.offline.is_some());
         let whole_s = self.scenario.duration().as_secs_f64();
-        let scored_s = if has_absence { whole_s } else { whole_s.min(SCORED_S) };
+        let scored_s = if self.has_absence() { whole_s } else { whole_s.min(SCORED_S) };
         let seen_s = SYS_PERIODS * f64::from(self.scenario.broker.sys_interval_s + 1) + SETTLE_S;
         scored_s.max(seen_s).min(TRIAL_S_MAX)
     }

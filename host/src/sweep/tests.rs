@@ -107,3 +107,42 @@ fn looks_are_spread_over_the_second_half() {
     assert_eq!(looks(1, 5), [1]);
     assert_eq!(looks(3, 5), [1, 2, 3]);
 }
+
+/// Bulk for a slow reader beside telemetry that nothing but memory hinders.
+fn bulk_site(rss_limit_mib: u32) -> Site {
+    let text = format!(
+        "schema = 1\nname = \"t\"\nsummary = \"t\"\ndeadline_ms = 2000\nrss_limit_mib = {rss_limit_mib}\n\
+        [[phase]]\nname = \"p\"\nduration_s = 30\n\
+        [[phase.publish]]\nname = \"b\"\nclients = 4\nrate_hz = 4.0\nqos = 1\npayload_bytes = 60000\n\
+        topic = \"bulk/{{client}}\"\n\
+        [[phase.publish]]\nname = \"s\"\nclients = 4\nrate_hz = 4.0\nqos = 0\npayload_bytes = 60\n\
+        topic = \"site/{{client}}\"\n\
+        [[phase.subscribe]]\nname = \"near\"\nclients = 1\nfilter = \"site/#\"\nqos = 0\n\
+        [[phase.subscribe]]\nname = \"archive\"\nclients = 1\nfilter = \"bulk/#\"\nqos = 1\n\
+        ack_delay_ms = 600\nprotocol = 5\nreceive_maximum = 5\n"
+    );
+    let scenario = Arc::new(Scenario::parse(&text, "t").unwrap());
+    Site { scenario, calibration: Calibration::default() }
+}
+
+/// A queue that fills in a minute and a half is over the limit for good, though a trial's first 30 s
+/// do not show it.
+#[test]
+fn a_trial_is_scored_when_the_memory_is_steady() {
+    let mut rng = Pcg64Mcg::seed_from_u64(1);
+    let tried = bulk_site(48).play(&config(), None, false, &mut rng).unwrap();
+    assert!(tried.reward < 0.1, "{}", tried.reward);
+    assert!(tried.is_loaded);
+}
+
+/// What waits for a clean session weighs on the broker that was restarted with it.
+#[test]
+fn a_restart_carries_on_with_what_waited_under_the_defaults() {
+    let mut output = [0.0; KNOB_COUNT];
+    output[Knob::QueuedMessagesMax as usize] = -1.0;
+    let site = bulk_site(14);
+    let mut rng = Pcg64Mcg::seed_from_u64(1);
+    let mut reward = |enters| site.play(&config(), Some(output), enters, &mut rng).unwrap().reward;
+    let (from_the_start, entered) = (reward(false), reward(true));
+    assert!(entered < from_the_start - 0.2, "{entered} {from_the_start}");
+}

@@ -256,6 +256,12 @@ impl World {
         (used_us - self.lead_in_cpu_us) / scored_us.max(1.0)
     }
 
+    /// Resident memory now.
+    #[must_use]
+    pub fn rss_bytes(&self) -> u64 {
+        self.broker.rss_bytes()
+    }
+
     /// The largest resident memory.
     #[must_use]
     pub fn rss_bytes_max(&self) -> u64 {
