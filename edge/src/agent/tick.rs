@@ -310,10 +310,15 @@ impl Agent {
     pub(super) fn health(&self) -> Health {
         // The connection of the sampler outlives a broker that hangs by a keep-alive or two: after a
         // change that is too long. A CONNECT shows in the broker's figures, so not at each tick.
-        let is_heard = !self.controller.is_watching() || self.sampler.has_heard_within(HEARD_MAX);
-        let is_up = self.sampler.link() == Link::Up && is_heard;
+        let is_up = self.sampler.link() == Link::Up
+            && (!self.controller.is_watching() || self.is_heard());
         let is_serving = is_up || ready::look(self.applier.broker(), None).is_ok();
         Health::of(&self.metrics, &self.site.targets, is_serving)
+    }
+
+    /// Whether the broker sent something just now.
+    pub(super) fn is_heard(&self) -> bool {
+        self.sampler.link() == Link::Up && self.sampler.has_heard_within(HEARD_MAX)
     }
 
     /// What is missing to decide on, in words; `None` where there is enough.
@@ -446,7 +451,13 @@ impl Agent {
         } else {
             self.applier.apply(to, plan.how, site)
         };
-        let outcome = self.report_to_controller(&plan, decision, applied.as_ref(), health);
+        // A broker that went away just then is nobody's failure, and nothing was begun.
+        let is_away = matches!(applied, Err(ApplyError::NoProcess(_)));
+        let outcome = if is_away {
+            Outcome::Restored
+        } else {
+            self.report_to_controller(&plan, decision, applied.as_ref(), health)
+        };
         // The decision counts as one.
         let counted = restarts + u32::from(plan.how == How::Restart);
         for _ in counted..self.applier.restarts_asked() {
