@@ -310,8 +310,8 @@ impl Agent {
     pub(super) fn health(&self) -> Health {
         // The connection of the sampler outlives a broker that hangs by a keep-alive or two: after a
         // change that is too long. A CONNECT shows in the broker's figures, so not at each tick.
-        let is_up = self.sampler.link() == Link::Up
-            && (!self.controller.is_watching() || self.is_heard());
+        let is_up =
+            self.sampler.link() == Link::Up && (!self.controller.is_watching() || self.is_heard());
         let is_serving = is_up || ready::look(self.applier.broker(), None).is_ok();
         Health::of(&self.metrics, &self.site.targets, is_serving)
     }
@@ -329,12 +329,23 @@ impl Agent {
         if let Some(complaint) = self.sampler.sys_status().complaint() {
             return Some(complaint.to_owned());
         }
+        if let Some(age) = self.stale_for() {
+            return Some(format!(
+                "$SYS has stopped: its last update is {} s old, and its figures are not believed; look at sys_interval and at the broker",
+                age.as_secs()
+            ));
+        }
         if self.metrics.publish_sent_per_s.is_none() {
             return Some(
                 "waiting for two updates of $SYS (sys_interval and a second, each)".into(),
             );
         }
         None
+    }
+
+    /// How old the figures of `$SYS` are, where they are too old.
+    fn stale_for(&self) -> Option<Duration> {
+        self.sample.as_ref().and_then(|sample| self.meter.stale_for(sample))
     }
 
     pub(super) fn ask_policy(&mut self, envelope: &Envelope) -> Settings {
@@ -363,6 +374,9 @@ impl Agent {
         let is_kept = is_on(self.controller.effective()) && targets.iter().all(is_on);
         if is_kept && self.site.paths.database.is_some() {
             return false;
+        }
+        if self.meter.stale_for(sample).is_some() {
+            return true;
         }
         let frame = &sample.sys;
         let counts = [Sys::ClientsDisconnected, Sys::StoreMessages, Sys::RetainedMessages];
