@@ -455,8 +455,8 @@ impl Controller {
 
     /// What keeps from undoing a change.
     ///
-    /// The first try is for safety: budget, quiet hours and earlier failures do not hold it, though it
-    /// counts in the budget. After one that failed each next one costs what any change does, and a
+    /// The first try is for safety: budget and earlier failures do not hold it, though it counts in the
+    /// budget. Quiet hours do, while the broker serves: in them there are no restarts. After one that failed each next one costs what any change does, and a
     /// person is called after as many as for any change.
     fn roll_back_permit(
         &self,
@@ -484,7 +484,13 @@ impl Controller {
             };
         }
         let is_down = matches!(reason, RollBackReason::NotServing | RollBackReason::Crashed);
-        if !is_down && inputs.state_at_risk && !self.rules.allow_state_loss {
+        if is_down {
+            return Ok(());
+        }
+        if inputs.quiet_hours {
+            return Err(HoldReason::QuietHours);
+        }
+        if inputs.state_at_risk && !self.rules.allow_state_loss {
             return Err(HoldReason::StateAtRisk);
         }
         Ok(())

@@ -2,30 +2,33 @@
 
 use super::*;
 
-/// What it would lose is worth more than what it undoes, unless the broker is down anyway.
+/// It waits in quiet hours, and where it would lose what is worth more, unless the broker is down anyway.
 #[test]
-fn a_roll_back_waits_where_a_restart_would_lose_state() {
-    let veto = Inputs { state_at_risk: true, ..wants(window(1000)) };
-    let (mut controller, second, sick) = after_a_bad_restart();
-    let held = controller.step(at(second + 30), &Inputs { health: sick.health, ..veto });
-    assert_eq!(held, Decision::Hold(HoldReason::StateAtRisk));
-    let down = Inputs { health: Health::default(), ..veto };
-    let decision = controller.step(at(second + 35), &down);
-    assert!(
-        matches!(decision, Decision::RollBack { reason: RollBackReason::NotServing, .. }),
-        "{decision:?}"
-    );
+fn a_roll_back_waits_where_a_restart_would() {
+    for (veto, reason) in [
+        (Inputs { state_at_risk: true, ..wants(window(1000)) }, HoldReason::StateAtRisk),
+        (Inputs { quiet_hours: true, ..wants(window(1000)) }, HoldReason::QuietHours),
+    ] {
+        let (mut controller, second, sick) = after_a_bad_restart();
+        let held = controller.step(at(second + 30), &Inputs { health: sick.health, ..veto });
+        assert_eq!(held, Decision::Hold(reason));
+        let down = Inputs { health: Health::default(), ..veto };
+        let decision = controller.step(at(second + 35), &down);
+        assert!(
+            matches!(decision, Decision::RollBack { reason: RollBackReason::NotServing, .. }),
+            "{decision:?}"
+        );
+    }
 }
 
-/// It is for safety: no budget, no quiet hours and no earlier failure keep it waiting, but it counts.
+/// It is for safety: no budget and no earlier failure keep it waiting, but it counts.
 #[test]
 fn the_first_roll_back_is_never_held_and_counts() {
     let (mut controller, second, sick) = after_a_bad_restart();
     for _ in controller.restarts_in_hour(at(second))..4 {
         controller.count_restart(at(second));
     }
-    let quiet = Inputs { quiet_hours: true, ..sick };
-    let decision = controller.step(at(second + 30), &quiet);
+    let decision = controller.step(at(second + 30), &sick);
     assert!(matches!(decision, Decision::RollBack { .. }), "{decision:?}");
     controller.applied(at(second + 30), &decision, Outcome::Done, sick.health);
     assert_eq!(controller.restarts_in_hour(at(second + 30)), 5);
