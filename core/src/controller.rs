@@ -20,6 +20,7 @@ pub use health::Health;
 pub use reason::{HoldReason, RollBackReason};
 pub use rules::Rules;
 use trend::Trend;
+pub use watch::Undoing;
 use watch::{Growth, Watch};
 
 /// Restarts that are remembered: bounds the budgets that can be configured.
@@ -83,6 +84,8 @@ pub enum Outcome {
     Done,
     /// Failed, and the file and the broker are as before.
     Restored,
+    /// Of a roll-back that failed: the file has its settings, and the broker did not take them over.
+    Dormant,
 }
 
 /// Keeps what is written and effective, and the history that the rules need.
@@ -265,10 +268,18 @@ impl Controller {
             // Part of it, or not worth a second try: a person learns how it ended.
             self.requested = None;
         }
-        if apply == Apply::Restart || outcome == Outcome::Restored {
+        if apply == Apply::Restart || outcome != Outcome::Done {
             self.trends = [Trend::NONE; KNOB_COUNT];
         }
-        if outcome == Outcome::Restored {
+        if outcome != Outcome::Done {
+            if outcome == Outcome::Dormant {
+                self.written = settings;
+            }
+            if let (Decision::RollBack { reason, .. }, Some(watch)) = (decision, &mut self.watch) {
+                watch.blame = Some(*reason);
+                watch.undoing.failures = watch.undoing.failures.saturating_add(1);
+                watch.undoing.is_in_file |= outcome == Outcome::Dormant;
+            }
             self.fail(now);
             return;
         }
@@ -306,9 +317,25 @@ impl Controller {
         self.watch = Some(Watch::new(now, apply, before, last_good));
     }
 
+    /// What became of undoing the watched change, where that failed.
+    #[must_use]
+    pub fn undoing(&self) -> Undoing {
+        self.watch.map_or_else(Undoing::default, |watch| watch.undoing)
+    }
+
+    /// Takes up, after [`Controller::watch_again`], that undoing the change has failed before.
+    pub fn undo_again(&mut self, undoing: Undoing) {
+        if let Some(watch) = &mut self.watch {
+            watch.undoing = undoing;
+        }
+    }
+
     /// The broker was restarted by someone else, or ended by itself: what was written is in force.
     pub fn broker_restarted(&mut self) {
         self.effective = self.written;
+        if self.undoing().is_in_file {
+            self.watch = None;
+        }
         if let Some(watch) = &mut self.watch {
             watch.crashes = watch.crashes.saturating_add(1);
         }
@@ -374,9 +401,12 @@ impl Controller {
     /// nobody, so it does not keep a restart waiting, and is judged together with it.
     fn verify(&mut self, now: Instant, inputs: &Inputs) -> Option<Decision> {
         let watch = self.watch.as_mut()?;
-        if let Some(reason) = watch.disaster(now, &inputs.health, &self.rules) {
-            let last_good = watch.last_good;
-            return Some(self.roll_back(now, inputs, last_good, reason));
+        let disaster = watch.disaster(now, &inputs.health, &self.rules);
+        let is_blamed = watch.undoing.failures > 0;
+        let blame = is_blamed.then_some(watch.blame.unwrap_or(RollBackReason::Unended));
+        if let Some(reason) = disaster.or(blame) {
+            let watch = *watch;
+            return Some(self.roll_back(now, inputs, &watch, reason));
         }
         let elapsed = now.saturating_duration_since(watch.since);
         let seen = watch.seen(elapsed < self.rules.verify_window / 2, &inputs.health);
@@ -399,7 +429,7 @@ impl Controller {
             self.verified = Some(Verified { before: watch.before, after: seen });
             return None;
         };
-        Some(self.roll_back(now, inputs, watch.last_good, reason))
+        Some(self.roll_back(now, inputs, &watch, reason))
     }
 
     /// Undoes the watched change, as soon as that costs no more than it saves.
@@ -407,21 +437,13 @@ impl Controller {
         &self,
         now: Instant,
         inputs: &Inputs,
-        last_good: Settings,
+        watch: &Watch,
         reason: RollBackReason,
     ) -> Decision {
+        let last_good = watch.last_good;
         let apply = self.apply_of(&last_good);
-        let is_down = matches!(reason, RollBackReason::NotServing | RollBackReason::Crashed);
-        if self.wait_until.is_some_and(|until| now < until) {
-            return Decision::Hold(HoldReason::BackingOff);
-        }
-        if apply == Apply::Restart && !is_down {
-            if inputs.quiet_hours {
-                return Decision::Hold(HoldReason::QuietHours);
-            }
-            if inputs.state_at_risk && !self.rules.allow_state_loss {
-                return Decision::Hold(HoldReason::StateAtRisk);
-            }
+        if let Err(reason) = self.roll_back_permit(now, inputs, watch, apply, reason) {
+            return Decision::Hold(reason);
         }
         // The heap may have grown since: a limit that was good may lie below it by now.
         let settings = match apply {
@@ -429,6 +451,49 @@ impl Controller {
             Apply::Reload => self.for_reload(last_good, &inputs.envelope),
         };
         Decision::RollBack { settings, apply, reason }
+    }
+
+    /// What keeps from undoing a change.
+    ///
+    /// The first try is for safety: budget and earlier failures do not hold it, though it counts in the
+    /// budget. Quiet hours do, while the broker serves: in them there are no restarts. After one that failed each next one costs what any change does, and a
+    /// person is called after as many as for any change.
+    fn roll_back_permit(
+        &self,
+        now: Instant,
+        inputs: &Inputs,
+        watch: &Watch,
+        apply: Apply,
+        reason: RollBackReason,
+    ) -> Result<(), HoldReason> {
+        let is_again = watch.undoing.failures > 0;
+        if is_again && self.failures >= self.rules.failures_max {
+            return Err(HoldReason::Failed);
+        }
+        if is_again && self.wait_until.is_some_and(|until| now < until) {
+            return Err(HoldReason::BackingOff);
+        }
+        if apply == Apply::Reload {
+            return Ok(());
+        }
+        if is_again {
+            return if inputs.health.is_serving {
+                self.restart_permit(now, inputs)
+            } else {
+                Ok(())
+            };
+        }
+        let is_down = matches!(reason, RollBackReason::NotServing | RollBackReason::Crashed);
+        if is_down {
+            return Ok(());
+        }
+        if inputs.quiet_hours {
+            return Err(HoldReason::QuietHours);
+        }
+        if inputs.state_at_risk && !self.rules.allow_state_loss {
+            return Err(HoldReason::StateAtRisk);
+        }
+        Ok(())
     }
 
     /// How `settings` become effective.

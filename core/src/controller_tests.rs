@@ -292,25 +292,6 @@ fn a_roll_back_that_fails_is_tried_again() {
     assert_eq!(controller.effective(), &Settings::UNWRITTEN);
 }
 
-/// A roll-back costs what a restart costs, unless the broker is down anyway.
-#[test]
-fn a_roll_back_waits_where_a_restart_would() {
-    for (veto, reason) in [
-        (Inputs { state_at_risk: true, ..wants(window(1000)) }, HoldReason::StateAtRisk),
-        (Inputs { quiet_hours: true, ..wants(window(1000)) }, HoldReason::QuietHours),
-    ] {
-        let (mut controller, second, sick) = after_a_bad_restart();
-        let held = controller.step(at(second + 30), &Inputs { health: sick.health, ..veto });
-        assert_eq!(held, Decision::Hold(reason));
-        let down = Inputs { health: Health::default(), ..veto };
-        let decision = controller.step(at(second + 35), &down);
-        assert!(
-            matches!(decision, Decision::RollBack { reason: RollBackReason::NotServing, .. }),
-            "{decision:?}"
-        );
-    }
-}
-
 #[test]
 fn one_bad_moment_in_the_window_is_not_worse() {
     let (mut controller, second, _) = after_a_bad_restart();
@@ -733,3 +714,6 @@ fn every_restart_counts_against_the_budget() {
     controller.count_restart(at(0));
     assert_eq!(controller.restarts_in_hour(at(1)), 2);
 }
+
+#[path = "controller_undo_tests.rs"]
+mod undoing;

@@ -355,6 +355,14 @@ impl Meter {
         self.packet_bytes_bound
     }
 
+    /// How old the last update of `$SYS` is, where the next ones are so overdue that it says nothing
+    /// of now. To be asked after [`Meter::measure`].
+    #[must_use]
+    pub fn stale_for(&self, sample: &Sample) -> Option<Duration> {
+        let at = sample.sys.at.filter(|_| !self.is_fresh(sample))?;
+        Some(sample.at.saturating_duration_since(at))
+    }
+
     fn bound_packets(&mut self, metrics: &Metrics) {
         let received = metrics.bytes_received_per_s.zip(metrics.sys_period_s);
         let Some((per_s, period_s)) = received else { return };

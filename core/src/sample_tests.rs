@@ -91,8 +91,16 @@ fn stale_values_are_missing() {
     publish(&mut tree, 0, &[(Sys::UptimeS, 10), (Sys::ClientsConnected, 5)]);
     meter.measure(&sample(&mut tree, 500, None));
     publish(&mut tree, 2000, &[(Sys::UptimeS, 12)]);
-    assert!(meter.measure(&sample(&mut tree, 8000, None)).clients_connected.is_some());
-    assert_eq!(meter.measure(&sample(&mut tree, 8001, None)).clients_connected, None);
+    let fresh = sample(&mut tree, 8000, None);
+    assert!(meter.measure(&fresh).clients_connected.is_some());
+    assert_eq!(meter.stale_for(&fresh), None);
+    let stale = sample(&mut tree, 8001, None);
+    assert_eq!(meter.measure(&stale).clients_connected, None);
+    assert_eq!(meter.stale_for(&stale), Some(Duration::from_millis(6001)));
+    // What never came is absent, not stale.
+    let none = sample(&mut SysTree::default(), 9000, None);
+    meter.measure(&none);
+    assert_eq!(meter.stale_for(&none), None);
 }
 
 #[test]

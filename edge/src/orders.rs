@@ -315,7 +315,7 @@ fn roll_back(
         state.standing = Standing::Paused;
         (state.pinned, state.scheduled) = (None, None);
     })?;
-    let applied = applier.apply(target, plan.how, &facts.envelope.site)?;
+    let applied = applier.roll_back(target, plan.how, &facts.envelope.site)?;
     applier.mark_good()?;
     let said = format!(
         "the settings of before are back, {}; paused until `edge resume`",
@@ -344,7 +344,7 @@ fn restore(
     if is_kept_back {
         plan.how = How::Reload;
     }
-    let applied = applier.apply(None, plan.how, &facts.envelope.site)?;
+    let applied = applier.roll_back(None, plan.how, &facts.envelope.site)?;
     applier.mark_good()?;
     // A reload leaves persistence as it is, and says so in the drop-in.
     let left = applier.state().written;

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use brokertuner_core::controller::Health;
+use brokertuner_core::controller::{Health, Undoing};
 use brokertuner_core::{Knob, Settings};
 use crc::{CRC_32_ISO_HDLC, Crc};
 use serde::{Deserialize, Serialize};
@@ -16,11 +16,12 @@ use crate::pid::ProcessId;
 use crate::quiet::CLOCK_SET_UNIX_S;
 
 const MAGIC: [u8; 4] = *b"BTES";
-const VERSION: u16 = 3;
-/// Fields that were added at the end since version 1, and since version 2. The default of each is
-/// one zero byte, so an older body is read with as many zeros behind it.
-const ADDED_SINCE_1: usize = 7;
-const ADDED_SINCE_2: usize = 1;
+const VERSION: u16 = 4;
+/// Bytes of the fields that were added at the end since versions 1, 2 and 3. The default of each is
+/// zero bytes, so an older body is read with as many zeros behind it.
+const ADDED_SINCE_1: usize = ADDED_SINCE_2 + 6;
+const ADDED_SINCE_2: usize = ADDED_SINCE_3 + 1;
+const ADDED_SINCE_3: usize = 3;
 const HEADER_BYTES: usize = 10;
 const CRC_BYTES: usize = 4;
 const CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISO_HDLC);
@@ -60,6 +61,10 @@ pub struct State {
     pub starts_unix_s: Vec<u64>,
     /// How the broker did before the change that has yet to stand its verification.
     pub before: Option<Before>,
+    /// The change under way is a roll-back: what it comes from is never put back.
+    pub rolls_back: bool,
+    /// Roll-backs of the change that has yet to stand its verification, where they failed.
+    pub undoing: Undoing,
 }
 
 /// How the broker did, and when that was.
@@ -159,6 +164,11 @@ impl State {
         candidates.into_iter().find(|&candidate| candidate != self.written)
     }
 
+    /// The change under way has ended, one way or another.
+    pub fn end_intent(&mut self) {
+        (self.intent, self.rolls_back) = (None, false);
+    }
+
     /// Notes a start of the agent, and how many of them lie within `within_s` before it.
     pub fn note_start(&mut self, unix_s: u64, within_s: u64) -> usize {
         // One in the future is of a clock that was set back, as at every boot of a machine without
@@ -251,6 +261,7 @@ pub fn decode(path: &Path, bytes: &[u8]) -> Result<State, StateError> {
     let added = match found {
         1 => ADDED_SINCE_1,
         2 => ADDED_SINCE_2,
+        3 => ADDED_SINCE_3,
         _ => 0,
     };
     body.resize(length + added, 0);
@@ -357,6 +368,8 @@ pub(crate) mod tests {
             last_decision: 12,
             starts_unix_s: vec![4],
             before: Some(Before { at_unix_s: 5, health: Health::default() }),
+            rolls_back: true,
+            undoing: Undoing { failures: 2, is_in_file: true },
             ..State::default()
         }
     }
@@ -364,7 +377,8 @@ pub(crate) mod tests {
     /// Written by a version before: everything that it knew is read, the rest is the default.
     #[test]
     fn the_versions_before_are_read() {
-        let of_2 = State { before: None, ..some_state() };
+        let of_3 = State { rolls_back: false, undoing: Undoing::default(), ..some_state() };
+        let of_2 = State { before: None, ..of_3.clone() };
         let of_1 = State {
             standing: Standing::default(),
             good_before: None,
@@ -374,7 +388,9 @@ pub(crate) mod tests {
             starts_unix_s: Vec::new(),
             ..of_2.clone()
         };
-        for (version, added, state) in [(1, ADDED_SINCE_1, of_1), (2, ADDED_SINCE_2, of_2)] {
+        for (version, added, state) in
+            [(1, ADDED_SINCE_1, of_1), (2, ADDED_SINCE_2, of_2), (3, ADDED_SINCE_3, of_3)]
+        {
             let mut bytes = encode(&state);
             let body = bytes.len() - HEADER_BYTES - CRC_BYTES - added;
             assert_eq!(bytes[HEADER_BYTES + body..][..added], vec![0; added]);
@@ -491,7 +507,7 @@ pub(crate) mod tests {
         #[test]
         fn random_bytes_never_panic(body in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = decode(Path::new("s"), &body);
-            let mut framed = b"BTES\x03\x00".to_vec();
+            let mut framed = b"BTES\x04\x00".to_vec();
             framed.extend_from_slice(&u32::try_from(body.len()).unwrap().to_le_bytes());
             framed.extend_from_slice(&body);
             framed.extend_from_slice(&CRC.checksum(&framed).to_le_bytes());

@@ -243,11 +243,11 @@ pub(super) static ROWS: &[Row] = &[
             let quiet = site.include_dir().join("00-quiet.conf");
             fs::write(&quiet, "sys_interval 0\n").unwrap();
             site.broker.reload().unwrap();
-            site.until_said_again("Cannot decide.");
+            site.until_said("$SYS has stopped");
             fs::remove_file(quiet).unwrap();
             site.broker.reload().unwrap();
         },
-        says: &["Cannot decide."],
+        says: &["its figures are not believed"],
         ..ROW
     },
     Row {

@@ -73,6 +73,8 @@ pub enum RollBackReason {
     Memory,
     /// Figures that were there before have been missing since.
     Unseen,
+    /// Undoing it was decided, and failed, in an earlier run of the agent.
+    Unended,
 }
 
 impl fmt::Display for RollBackReason {
@@ -87,6 +89,7 @@ impl fmt::Display for RollBackReason {
                 "the broker takes more memory than permitted since the change"
             }
             RollBackReason::Unseen => "the broker's figures have been missing since the change",
+            RollBackReason::Unended => "undoing the change has failed before",
         })
     }
 }

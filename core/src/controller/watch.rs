@@ -26,6 +26,20 @@ pub(super) struct Watch {
     down_since: Option<Instant>,
     /// Processes that took over without us.
     pub(super) crashes: u8,
+    /// What became of undoing it, where that failed.
+    pub(super) undoing: Undoing,
+    /// Why it was to be undone then: that stays decided, whatever is seen later.
+    pub(super) blame: Option<RollBackReason>,
+}
+
+/// Roll-backs of one change that failed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Undoing {
+    /// How many.
+    pub failures: u8,
+    /// The file no longer has the change: whoever restarts the broker undoes it.
+    pub is_in_file: bool,
 }
 
 impl Watch {
@@ -33,6 +47,7 @@ impl Watch {
         let growth = Growth::default();
         let (latency_us, dropped_share) = (Mean::default(), Mean::default());
         let (down_since, crashes) = (None, 0);
+        let (undoing, blame) = (Undoing::default(), None);
         Watch {
             since,
             apply,
@@ -43,6 +58,8 @@ impl Watch {
             dropped_share,
             down_since,
             crashes,
+            undoing,
+            blame,
         }
     }
 

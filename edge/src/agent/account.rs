@@ -83,18 +83,19 @@ impl Agent {
     /// Completes the account of a change by how it ended, and keeps it.
     pub(super) fn conclude(&mut self, mut entry: Entry, verdict: &Verdict) {
         match verdict {
-            Verdict::Failed(_, error) => {
+            Verdict::Failed(plan, error) => {
                 entry.event = Event::Failed;
                 entry.why = format!("{}; {error}", entry.why);
                 entry.undo.clear();
-                self.watched = None;
+                // What could not be undone is still watched.
+                self.watched = self.watched.filter(|_| plan.is_roll_back);
             }
             _ => self.watched = (entry.event == Event::Changed).then_some(entry.id),
         }
-        if let Verdict::Changed(plan, _) = verdict
-            && plan.is_roll_back
-        {
-            self.unpin(&plan.to);
+        let undone = verdict.plan().filter(|plan| plan.is_roll_back);
+        let written = self.applier.state().written.unwrap_or_default();
+        if undone.is_some_and(|plan| written != plan.from) {
+            self.unpin(&written);
         }
         self.note(&entry);
         self.last = Some(entry);

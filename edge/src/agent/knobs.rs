@@ -9,6 +9,7 @@ use super::{Agent, Verdict};
 use crate::journal::{Entry, Event};
 use crate::knobs_request::{KnobsAnswer, KnobsRequest, Refusal};
 use crate::plan::Plan;
+use crate::ready;
 use crate::state::{How, Scheduled};
 
 /// Why such a change is made.
@@ -72,6 +73,9 @@ impl Agent {
         if self.applier.state().intent.is_some() {
             return Some("a change that was cut short is being ended; try again".into());
         }
+        if let Some(reason) = self.is_away() {
+            return Some(reason);
+        }
         if self.controller.failures() >= self.site.rules.failures_max {
             return Some("too many failed changes; see why, then `edge resume`".into());
         }
@@ -79,6 +83,24 @@ impl Agent {
             Ok(()) => None,
             Err(error) => Some(error.to_string()),
         }
+    }
+
+    /// Why nothing reaches the broker now. To try all the same would say nothing of the settings, and
+    /// be no failure of theirs.
+    fn is_away(&self) -> Option<String> {
+        let hidden = self.hidden_process();
+        if hidden.is_some() {
+            return hidden;
+        }
+        let away = |why: String| Some(format!("the broker can't be asked now: {why}; try again"));
+        if let Err(error) = self.applier.broker().process() {
+            return away(error.to_string());
+        }
+        // One that is full serves those whom it has, and the agent among them.
+        if self.is_heard() {
+            return None;
+        }
+        ready::look(self.applier.broker(), None).err().and_then(|missing| away(missing.to_string()))
     }
 
     fn schedule(&mut self, asked: Settings, skipped: KnobSet) -> KnobsAnswer {

@@ -292,11 +292,12 @@ impl Agent {
         if let Some(scheduled) = state.scheduled {
             controller.request(scheduled.settings);
         }
-        if state.good != state.written {
+        if state.good != state.written || state.undoing.failures > 0 {
             let is_young = |before: &Before| now_s.abs_diff(before.at_unix_s) <= BEFORE_AGE_MAX_S;
             let serving = Health { is_serving: true, ..Health::default() };
             let before = state.before.filter(is_young).map_or(serving, |before| before.health);
             controller.watch_again(clock::now(), state.good.unwrap_or_default(), before);
+            controller.undo_again(state.undoing);
             self.watched = self.last.as_ref().map(|last| last.id);
         }
         self.controller = controller;

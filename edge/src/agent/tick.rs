@@ -11,13 +11,13 @@ use brokertuner_core::{Duration, Envelope, Instant, Knob, Settings};
 
 use super::Agent;
 use super::knobs::ASKED_FOR;
-use crate::apply::{Applied, ApplyError, unix_s};
+use crate::apply::{Applied, ApplyError, Restored, unix_s};
 use crate::clock;
 use crate::orders::Restraint;
 use crate::plan::Plan;
 use crate::ready;
 use crate::sampler::Link;
-use crate::state::How;
+use crate::state::{How, State};
 
 /// Messages in the store that are the agent's own: a probe on its way.
 const OWN_STORED_MAX: u64 = 1;
@@ -282,7 +282,12 @@ impl Agent {
         self.process = Some(ready.process);
         if known.is_some_and(|known| known != ready.process) {
             tracing::info!(pid = ready.process.pid, "The broker was restarted by someone else.");
+            let was_watching = self.controller.is_watching();
             self.controller.broker_restarted();
+            if mode == Mode::Act && was_watching && !self.controller.is_watching() {
+                tracing::info!("So it runs with the last good settings: the change is undone.");
+                self.note_good();
+            }
         }
         if mode == Mode::Act
             && let Err(error) = self.applier.observe(ready)
@@ -305,10 +310,15 @@ impl Agent {
     pub(super) fn health(&self) -> Health {
         // The connection of the sampler outlives a broker that hangs by a keep-alive or two: after a
         // change that is too long. A CONNECT shows in the broker's figures, so not at each tick.
-        let is_heard = !self.controller.is_watching() || self.sampler.has_heard_within(HEARD_MAX);
-        let is_up = self.sampler.link() == Link::Up && is_heard;
+        let is_up =
+            self.sampler.link() == Link::Up && (!self.controller.is_watching() || self.is_heard());
         let is_serving = is_up || ready::look(self.applier.broker(), None).is_ok();
         Health::of(&self.metrics, &self.site.targets, is_serving)
+    }
+
+    /// Whether the broker sent something just now.
+    pub(super) fn is_heard(&self) -> bool {
+        self.sampler.link() == Link::Up && self.sampler.has_heard_within(HEARD_MAX)
     }
 
     /// What is missing to decide on, in words; `None` where there is enough.
@@ -319,12 +329,23 @@ impl Agent {
         if let Some(complaint) = self.sampler.sys_status().complaint() {
             return Some(complaint.to_owned());
         }
+        if let Some(age) = self.stale_for() {
+            return Some(format!(
+                "$SYS has stopped: its last update is {} s old, and its figures are not believed; look at sys_interval and at the broker",
+                age.as_secs()
+            ));
+        }
         if self.metrics.publish_sent_per_s.is_none() {
             return Some(
                 "waiting for two updates of $SYS (sys_interval and a second, each)".into(),
             );
         }
         None
+    }
+
+    /// How old the figures of `$SYS` are, where they are too old.
+    fn stale_for(&self) -> Option<Duration> {
+        self.sample.as_ref().and_then(|sample| self.meter.stale_for(sample))
     }
 
     pub(super) fn ask_policy(&mut self, envelope: &Envelope) -> Settings {
@@ -353,6 +374,9 @@ impl Agent {
         let is_kept = is_on(self.controller.effective()) && targets.iter().all(is_on);
         if is_kept && self.site.paths.database.is_some() {
             return false;
+        }
+        if self.meter.stale_for(sample).is_some() {
+            return true;
         }
         let frame = &sample.sys;
         let counts = [Sys::ClientsDisconnected, Sys::StoreMessages, Sys::RetainedMessages];
@@ -435,18 +459,25 @@ impl Agent {
         }
         let asked = self.controller.requested().copied();
         let restarts = self.applier.restarts_asked();
-        let applied = self.applier.apply(to, plan.how, &self.site.envelope.site);
-        let outcome = match &applied {
-            Ok(_) => Outcome::Done,
-            Err(_) => Outcome::Restored,
+        let site = &self.site.envelope.site;
+        let applied = if plan.is_roll_back {
+            self.applier.roll_back(to, plan.how, site)
+        } else {
+            self.applier.apply(to, plan.how, site)
         };
-        self.controller.applied(clock::now(), decision, outcome, health);
+        // A broker that went away just then is nobody's failure, and nothing was begun.
+        let is_away = matches!(applied, Err(ApplyError::NoProcess(_)));
+        let outcome = if is_away {
+            Outcome::Restored
+        } else {
+            self.report_to_controller(&plan, decision, applied.as_ref(), health)
+        };
         // The decision counts as one.
         let counted = restarts + u32::from(plan.how == How::Restart);
         for _ in counted..self.applier.restarts_asked() {
             self.controller.count_restart(clock::now());
         }
-        if plan.is_roll_back && applied.is_ok() {
+        if plan.is_roll_back && outcome == Outcome::Done {
             self.note_good();
         }
         self.note_failures();
@@ -465,7 +496,7 @@ impl Agent {
             }
             Err(error) => {
                 tracing::error!(%error, "The change did not go through.");
-                if !error.is_restored() {
+                if !error.is_restored() && self.applier.state().intent.is_some() {
                     // Neither file nor broker are known to be right: a person must look.
                     self.unended = Some(error.to_string());
                     self.controller.pause();
@@ -475,6 +506,32 @@ impl Agent {
         };
         self.conclude(account, &verdict);
         verdict
+    }
+
+    /// Tells the controller how a decision ended: a roll-back that failed may still have taken what it
+    /// was to undo out of the file, or out of the broker.
+    fn report_to_controller(
+        &mut self,
+        plan: &Plan,
+        decision: &Decision,
+        applied: Result<&Applied, &ApplyError>,
+        health: Health,
+    ) -> Outcome {
+        let written = self.applier.state().written.unwrap_or_default();
+        let restored = applied.err().and_then(ApplyError::restored);
+        let outcome = match (applied, restored) {
+            (Ok(_), _) | (_, Some(Restored::Bare)) => Outcome::Done,
+            (_, Some(restored)) if plan.is_roll_back && *restored != Restored::Kept => {
+                if *restored == Restored::Yes { Outcome::Restored } else { Outcome::Dormant }
+            }
+            _ => Outcome::Restored,
+        };
+        let mut ended = *decision;
+        if let Decision::RollBack { settings, .. } = &mut ended {
+            *settings = written;
+        }
+        self.controller.applied(clock::now(), &ended, outcome, health);
+        outcome
     }
 
     /// What was asked for is done, or was tried.
@@ -512,8 +569,10 @@ impl Agent {
     }
 
     fn note_failures(&mut self) {
-        let failures = u32::from(self.controller.failures());
-        if let Err(error) = self.applier.remember(|state| state.failures = failures) {
+        let (failures, undoing) =
+            (u32::from(self.controller.failures()), self.controller.undoing());
+        let noted = |state: &mut State| (state.failures, state.undoing) = (failures, undoing);
+        if let Err(error) = self.applier.remember(noted) {
             tracing::warn!(%error, "The count of failures could not be noted.");
         }
     }

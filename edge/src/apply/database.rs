@@ -11,12 +11,16 @@ use crate::pid::ProcessId;
 
 impl Applier {
     /// Sees to it that a restart loses or resurrects no stored state.
+    ///
+    /// A broker that hangs saves nothing more. To wait for it would be never to undo what made it
+    /// hang: it is asked once, and restarted all the same where `is_roll_back`.
     pub(super) fn guard_database(
         &self,
         from: Option<Settings>,
         to: Option<Settings>,
         running: Option<ProcessId>,
         site: &SiteValues,
+        is_roll_back: bool,
     ) -> Result<(), ApplyError> {
         let on = |settings: Option<Settings>| {
             settings.unwrap_or_default().effective(Knob::Persistence, site) != 0
@@ -24,7 +28,13 @@ impl Applier {
         let database = self.paths.database.as_deref();
         match (on(from), on(to), database) {
             (true, _, Some(database)) => match running {
-                Some(running) => Ok(self.broker.save(running, database)?),
+                Some(running) => match self.broker.save(running, database) {
+                    Err(error) if is_roll_back && self.answers_nobody() => {
+                        tracing::warn!(%error, "The broker hangs and saves nothing: it is restarted without.");
+                        Ok(())
+                    }
+                    saved => Ok(saved?),
+                },
                 None => Ok(()),
             },
             (false, true, None) => Err(ApplyError::NoDatabase),

@@ -23,6 +23,11 @@ pub enum Restored {
     Yes,
     /// They are not, and why.
     No(String),
+    /// Of a roll-back: the drop-in has the last good settings, and the broker runs with those that
+    /// were to be undone.
+    Dormant,
+    /// Of a roll-back: the broker does not start with the last good settings either, but without any.
+    Bare,
 }
 
 impl fmt::Display for Restored {
@@ -31,6 +36,12 @@ impl fmt::Display for Restored {
             Self::Kept => f.write_str("; nothing was changed"),
             Self::NotTold => Ok(()),
             Self::Yes => f.write_str("; the previous settings are back"),
+            Self::Dormant => f.write_str(
+                "; the last good settings stand in the drop-in, and hold when the broker next starts",
+            ),
+            Self::Bare => f.write_str(
+                "; the broker does not start with the last good settings either, and runs with the site's own",
+            ),
             Self::No(reason) => write!(
                 f,
                 "; putting the previous settings back failed as well ({reason}); start the broker by hand, then edge"
@@ -137,16 +148,27 @@ impl ApplyError {
     /// The settings of before are in force, as far as is known.
     #[must_use]
     pub fn is_restored(&self) -> bool {
+        match self.restored() {
+            Some(restored) => !matches!(restored, Restored::No(_) | Restored::NotTold),
+            None => !matches!(self, Self::Stuck { .. }),
+        }
+    }
+
+    /// What became of the settings of before, where that is known.
+    #[must_use]
+    pub fn restored(&self) -> Option<&Restored> {
         match self {
             Self::Control { restored, .. }
             | Self::Unfinished { restored, .. }
             | Self::NotReady { restored, .. }
-            | Self::NotEffective { restored, .. } => {
-                matches!(restored, Restored::Yes | Restored::Kept)
-            }
-            Self::Stuck { .. } => false,
-            _ => true,
+            | Self::NotEffective { restored, .. } => Some(restored),
+            _ => None,
         }
+    }
+
+    /// A file could not be written, with the broker being asked or about to be.
+    pub(super) fn of_file(error: FileError) -> Self {
+        Self::Unfinished { error, restored: Restored::NotTold }
     }
 
     /// The error with what became of the settings of before.

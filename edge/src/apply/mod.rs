@@ -10,12 +10,13 @@ mod compare;
 mod database;
 mod error;
 mod recover;
+mod roll_back;
 
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use brokertuner_core::controller::Health;
+use brokertuner_core::controller::{Health, Undoing};
 use brokertuner_core::knobs::Apply;
 use brokertuner_core::settings::SiteValues;
 use brokertuner_core::{Knob, Settings, render};
@@ -253,6 +254,16 @@ impl Applier {
         how: How,
         site: &SiteValues,
     ) -> Result<Applied, ApplyError> {
+        self.change(wanted, how, site, false)
+    }
+
+    fn change(
+        &mut self,
+        wanted: Option<Settings>,
+        how: How,
+        site: &SiteValues,
+        is_roll_back: bool,
+    ) -> Result<Applied, ApplyError> {
         let started = Instant::now();
         self.broker.begin();
         let from = self.written()?;
@@ -263,7 +274,7 @@ impl Applier {
         };
         if how == How::Restart {
             let running = running.as_ref().ok().copied();
-            self.guard_database(from, wanted, running, site)
+            self.guard_database(from, wanted, running, site, is_roll_back)
                 .map_err(|error| error.with_restored(Restored::Kept))?;
         }
         // A broker that is down can be restarted, though not reloaded.
@@ -277,16 +288,18 @@ impl Applier {
         let to = wanted;
         let interim_back = compare::interim(interim.or(to), from, site);
         let intent = Intent { from, to, interim, interim_back, how, before, back: false };
-        self.remember(|state| state.intent = Some(intent))
+        let rolls_back = is_roll_back && self.is_doubtful(&intent);
+        self.remember(|state| (state.intent, state.rolls_back) = (Some(intent), rolls_back))
             .map_err(|error| self.not_begun(error))?;
-        let outcome = self.advance(&intent);
-        match outcome {
+        let ready = match self.advance(&intent) {
             Ok(ready) => {
                 self.finish(&intent, ready);
-                Ok(Applied { how, ready, took: started.elapsed() })
+                ready
             }
-            Err(failure) => Err(self.undo(&intent, failure)),
-        }
+            Err(failure) if rolls_back => self.fall_back(&intent, failure)?,
+            Err(failure) => return Err(self.undo(&intent, failure)),
+        };
+        Ok(Applied { how, ready, took: started.elapsed() })
     }
 
     /// A reload takes `persistence` over too, and with it the wrong database: what is written for a
@@ -315,6 +328,7 @@ impl Applier {
     /// [`FileError`] where it can't be stored.
     pub fn mark_good(&mut self) -> Result<(), FileError> {
         self.remember(|state| {
+            state.undoing = Undoing::default();
             if state.good != state.written {
                 (state.good_before, state.good) = (state.good, state.written);
             }
@@ -402,7 +416,10 @@ impl Applier {
         let stored = self.remember(|state| {
             state.note_written(intent.to);
             state.effective = Some(Effective { process: ready.process, settings });
-            state.intent = None;
+            if state.rolls_back {
+                state.undoing = Undoing::default();
+            }
+            state.end_intent();
         });
         if let Err(error) = stored {
             // The file and the broker are right; the intent on disk makes the next start find that
@@ -424,9 +441,7 @@ impl Applier {
                 let again = again.map_or_else(|| "it can't be read".into(), |e| e.to_string());
                 return ApplyError::Stuck { error, again };
             }
-            Failure::AfterBroker(error) => {
-                ApplyError::Unfinished { error, restored: Restored::NotTold }
-            }
+            Failure::AfterBroker(error) => ApplyError::of_file(error),
             Failure::Broker(error) => error,
         };
         let restored = match self.take_back(intent) {
@@ -461,7 +476,7 @@ impl Applier {
         self.remember(|state| {
             state.note_written(intent.from);
             state.effective = Some(Effective { process: ready.process, settings });
-            state.intent = None;
+            state.end_intent();
         })?;
         Ok(ready)
     }
@@ -511,7 +526,7 @@ impl Applier {
     fn forget_intent(&mut self, written: Option<Settings>) {
         let stored = self.remember(|state| {
             state.note_written(written);
-            state.intent = None;
+            state.end_intent();
         });
         if let Err(error) = stored {
             tracing::warn!(%error, "That the change was given up could not be noted.");
@@ -525,7 +540,7 @@ impl Applier {
 
     /// The state could not be stored before anything was begun: in memory too, nothing was begun.
     fn not_begun(&mut self, error: FileError) -> ApplyError {
-        self.state.intent = None;
+        self.state.end_intent();
         ApplyError::File(error)
     }
 }
@@ -567,6 +582,8 @@ pub fn unix_s() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
+#[cfg(test)]
+mod roll_back_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

@@ -28,7 +28,7 @@ pub enum Recovery {
 
 /// How far a change had got.
 #[derive(PartialEq, Eq)]
-enum Found {
+pub(super) enum Found {
     From,
     To,
     Foreign,
@@ -49,8 +49,9 @@ impl Applier {
         self.files.remove(&aside).map_err(fs::at("remove", &aside))?;
         let Some(intent) = self.state.intent else { return Ok(Recovery::Clean) };
         match (self.found(&intent)?, intent.back) {
+            (found, _) if self.state.rolls_back => self.resume_roll_back(intent, found),
             (Found::Foreign, _) => {
-                self.remember(|state| state.intent = None)?;
+                self.remember(|state| state.end_intent())?;
                 Ok(Recovery::EditedByHand)
             }
             (Found::From, false) if self.may_run_with_new(&intent) => self.give_back(intent),
@@ -69,9 +70,10 @@ impl Applier {
         let now = bytes.as_deref().map(sha256);
         let between = [intent.interim, intent.interim_back].into_iter().flatten();
         let is_between = between.map(|settings| digest(Some(settings))).any(|it| it == now);
+        let is_fallback = self.state.rolls_back && now == digest(self.fallback(intent));
         Ok(if now == digest(intent.from) {
             Found::From
-        } else if now == digest(intent.to) || is_between {
+        } else if now == digest(intent.to) || is_between || is_fallback {
             Found::To
         } else {
             Found::Foreign

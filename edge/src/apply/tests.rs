@@ -8,7 +8,7 @@ use brokertuner_core::{Knob, Settings};
 use super::world::{DROP_IN, Fault, Shared};
 use super::*;
 
-fn settings(values: &[(Knob, u64)]) -> Settings {
+pub(super) fn settings(values: &[(Knob, u64)]) -> Settings {
     let mut settings = Settings::UNWRITTEN;
     for &(knob, value) in values {
         settings.set(knob, value).unwrap();
@@ -16,11 +16,11 @@ fn settings(values: &[(Knob, u64)]) -> Settings {
     settings
 }
 
-fn wide() -> Settings {
+pub(super) fn wide() -> Settings {
     settings(&[(Knob::InflightMessagesMax, 4000), (Knob::QueuedMessagesMax, 8000)])
 }
 
-fn limited() -> Settings {
+pub(super) fn limited() -> Settings {
     settings(&[(Knob::AutosaveInterval, 600), (Knob::MemoryLimit, 64 << 20)])
 }
 
@@ -31,12 +31,12 @@ fn apply(shared: &Shared, wanted: Option<Settings>, how: How) -> Result<Applied,
 
 /// What must hold once nothing fails any more: the applier recovers, and file, broker and memory
 /// agree.
-fn assert_sound(shared: &Shared, context: &str) {
+pub(super) fn assert_sound(shared: &Shared, context: &str) {
     {
         let mut world = shared.world();
         (world.dies_at, world.fails_one_in) = (None, None);
         // A broker that a crash left down or disabled is started by its supervisor: that must work.
-        if world.fault == Fault::Overridden || world.fault == Fault::RestartIgnored {
+        if [Fault::Overridden, Fault::RestartIgnored, Fault::NeverStarts].contains(&world.fault) {
             world.fault = Fault::None;
         }
         if !world.running {
@@ -59,7 +59,7 @@ fn assert_sound(shared: &Shared, context: &str) {
 }
 
 /// Equal but for a site's value that was written for a moment, which is as good as no line.
-fn alike(a: Settings, b: Settings) -> bool {
+pub(super) fn alike(a: Settings, b: Settings) -> bool {
     let site = SiteValues::default();
     Knob::ALL.into_iter().all(|knob| a.effective(knob, &site) == b.effective(knob, &site))
 }

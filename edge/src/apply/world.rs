@@ -26,6 +26,10 @@ pub(super) enum Fault {
     None,
     /// It does not start with an inflight window above 2000, as with a refused configuration.
     RefusesWideWindows,
+    /// It does not start with any inflight window, so not with settings that were good once either.
+    RefusesWindows,
+    /// It does not start at all.
+    NeverStarts,
     /// A reload leaves it unable to answer, as `memory_limit` below the heap does.
     DisabledByReload,
     /// Another file overrides the inflight window.
@@ -96,11 +100,17 @@ impl World {
     /// Starts or restarts the broker, whoever asked.
     pub(super) fn start(&mut self) {
         let settings = self.load();
-        let window = settings.get(Knob::InflightMessagesMax).value().unwrap_or(20);
+        let stated = settings.get(Knob::InflightMessagesMax).value();
+        let window = stated.unwrap_or(20);
         self.pid += 1;
         self.restarts += 1;
         self.disabled = false;
-        self.running = !(self.fault == Fault::RefusesWideWindows && window > 2000);
+        self.running = match self.fault {
+            Fault::RefusesWideWindows => window <= 2000,
+            Fault::RefusesWindows => stated.is_none(),
+            Fault::NeverStarts => false,
+            _ => true,
+        };
         if self.running {
             self.effective = settings;
         }
@@ -244,10 +254,11 @@ impl Broker for Shared {
     }
 
     fn save(&self, _process: ProcessId, database: &Path) -> Result<(), ControlError> {
-        match self.world().fault {
-            Fault::NotSaved => Err(ControlError::NotSaved { path: database.into(), timeout_s: 1 }),
-            _ => Ok(()),
+        let world = self.world();
+        if world.fault == Fault::NotSaved || world.disabled {
+            return Err(ControlError::NotSaved { path: database.into(), timeout_s: 1 });
         }
+        Ok(())
     }
 
     fn answer(&self) -> Result<Connack, ConnackError> {

@@ -377,6 +377,23 @@ fn what_a_person_set_outlives_a_rollback_of_the_policys() {
     assert_eq!(pinned.get(Knob::AutosaveInterval).value(), Some(300));
 }
 
+/// It says nothing of the settings, so it does not bring the agent nearer to giving up.
+#[test]
+fn a_request_while_the_broker_is_away_is_no_failure() {
+    let broker = Broker::start("");
+    let mut deaf = site(&broker, "");
+    deaf.broker.address.set_port(1);
+    deaf.ready_timeout = Duration::from_millis(500);
+    let mut agent = Agent::start(deaf, Box::new(policy)).unwrap();
+    for _ in 0..4 {
+        let answer = agent.set_knobs(asks(&[(Knob::AutosaveInterval, 300)]));
+        let KnobsAnswer::Held(reason) = answer else { panic!("{answer:?}") };
+        assert!(reason.contains("the broker can't be asked now"), "{reason}");
+    }
+    assert_eq!((agent.controller().failures(), agent.applier().state().failures), (0, 0));
+    assert!(!broker.drop_in().exists());
+}
+
 /// Lines that lie dormant since someone wrote them by hand are not what was asked for.
 #[test]
 fn setting_a_reloadable_option_never_restarts() {
