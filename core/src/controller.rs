@@ -32,6 +32,10 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 /// A load that is so many times what it was before a change may be to blame in the change's place.
 const HEAVIER_LOAD_FACTOR: f32 = 1.5;
 
+/// Memory of which so much was there before a restart was carried over by it, and is no fault of the
+/// settings.
+const LADEN_SHARE_MIN: f32 = 0.5;
+
 /// What one step weighs.
 #[derive(Clone, Copy, Debug)]
 pub struct Inputs {
@@ -288,6 +292,8 @@ impl Controller {
         let (last_good, health) = self.before_watched().unwrap_or((self.written, health));
         let growth = self.watch.map(|watch| watch.growth()).filter(Growth::is_known);
         let is_restart = apply == Apply::Restart || self.watched() == Some(Apply::Restart);
+        let is_unladen =
+            self.watch.is_some() && apply == Apply::Restart && settings == self.written;
         let watched = if is_restart { Apply::Restart } else { Apply::Reload };
         self.written = settings;
         self.effective = match apply {
@@ -300,7 +306,8 @@ impl Controller {
         } else {
             Some(
                 Watch::new(now, watched, health, last_good)
-                    .with_growth(growth.unwrap_or(self.growth)),
+                    .with_growth(growth.unwrap_or(self.growth))
+                    .unladen(is_unladen),
             )
         };
     }
@@ -409,6 +416,10 @@ impl Controller {
             return Some(self.roll_back(now, inputs, &watch, reason));
         }
         let elapsed = now.saturating_duration_since(watch.since);
+        if elapsed < self.rules.verify_window && self.is_laden(now, inputs) {
+            return Some(Decision::Change { settings: self.written, apply: Apply::Restart });
+        }
+        let Some(watch) = self.watch.as_mut() else { return None };
         let seen = watch.seen(elapsed < self.rules.verify_window / 2, &inputs.health);
         let watch = *watch;
         let is_unseen = seen.is_serving && !seen.shows_all_of(&watch.before);
@@ -430,6 +441,22 @@ impl Controller {
             return None;
         };
         Some(self.roll_back(now, inputs, &watch, reason))
+    }
+
+    /// Whether the broker that was just restarted is above its memory limit with what it was laden with
+    /// before: a save keeps what waits for clean sessions, the next start reads it, nobody gets it, and
+    /// the start after that is free of it (measured: `tests/semantics.rs`).
+    fn is_laden(&self, now: Instant, inputs: &Inputs) -> bool {
+        let Some(watch) = self.watch.filter(|watch| watch.apply == Apply::Restart) else {
+            return false;
+        };
+        let persists = self.effective.effective(Knob::Persistence, &inputs.envelope.site) != 0;
+        let shares = watch.before.memory_share.zip(inputs.health.memory_share);
+        persists
+            && !watch.is_unladen
+            && inputs.health.is_serving
+            && shares.is_some_and(|(before, now)| now > 1.0 && before > now * LADEN_SHARE_MIN)
+            && self.restart_permit(now, inputs).is_ok()
     }
 
     /// Undoes the watched change, as soon as that costs no more than it saves.

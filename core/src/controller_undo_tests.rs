@@ -1,6 +1,7 @@
 //! Undoing a change: what holds it, and what becomes of it where it fails.
 
 use super::*;
+use std::vec;
 
 /// It waits in quiet hours, and where it would lose what is worth more, unless the broker is down anyway.
 #[test]
@@ -94,4 +95,42 @@ fn a_change_that_could_not_be_undone_is_not_acquitted() {
     controller.broker_restarted();
     assert!(!controller.is_watching());
     assert_eq!(controller.effective(), &Settings::UNWRITTEN);
+}
+
+/// A save keeps what waits for clean sessions, and the broker starts with it once.
+#[test]
+fn what_a_restart_carried_over_is_shed_by_a_second_one() {
+    let memory = |share| Health { memory_share: Some(share), ..healthy() };
+    let mut persistent = Envelope::default();
+    persistent.site.0[Knob::Persistence as usize] = 1;
+    let after_a_restart = |before, envelope| {
+        let mut controller = controller();
+        let inputs = Inputs { health: memory(before), envelope, ..wants(window(1000)) };
+        let (second, _) = until_done(&mut controller, 0, &inputs, Outcome::Done).unwrap();
+        (controller, second, Inputs { health: memory(1.2), ..inputs })
+    };
+    let (mut controller, second, laden) = after_a_restart(0.9, persistent);
+    let decision = controller.step(at(second + 5), &laden);
+    assert_eq!(decision, Decision::Change { settings: window(1000), apply: Apply::Restart });
+    controller.applied(at(second + 5), &decision, Outcome::Done, laden.health);
+    assert_eq!(controller.restarts_in_hour(at(second + 5)), 2);
+    // Once, and what the change is judged by is still what was before it.
+    let held = controller.step(at(second + 10), &laden);
+    assert_eq!(held, Decision::Hold(HoldReason::Verifying));
+    assert_eq!(controller.before_watched(), Some((Settings::UNWRITTEN, memory(0.9))));
+
+    // The settings' own doing, a broker that saves nothing, quiet hours, no budget.
+    let mut vetoed =
+        vec![after_a_restart(0.5, persistent), after_a_restart(0.9, Envelope::default())];
+    let (controller, second, laden) = after_a_restart(0.9, persistent);
+    vetoed.push((controller, second, Inputs { quiet_hours: true, ..laden }));
+    let (mut controller, second, laden) = after_a_restart(0.9, persistent);
+    for _ in 0..4 {
+        controller.count_restart(at(second));
+    }
+    vetoed.push((controller, second, laden));
+    for (mut controller, second, laden) in vetoed {
+        let held = controller.step(at(second + 5), &laden);
+        assert_eq!(held, Decision::Hold(HoldReason::Verifying), "{laden:?}");
+    }
 }

@@ -26,6 +26,8 @@ pub(super) struct Watch {
     down_since: Option<Instant>,
     /// Processes that took over without us.
     pub(super) crashes: u8,
+    /// The broker was restarted a second time, for what the first restart carried over.
+    pub(super) is_unladen: bool,
     /// What became of undoing it, where that failed.
     pub(super) undoing: Undoing,
     /// Why it was to be undone then: that stays decided, whatever is seen later.
@@ -58,6 +60,7 @@ impl Watch {
             dropped_share,
             down_since,
             crashes,
+            is_unladen: false,
             undoing,
             blame,
         }
@@ -66,6 +69,11 @@ impl Watch {
     /// The same, over memory that grew so before the change.
     pub(super) fn with_growth(self, growth: Growth) -> Watch {
         Watch { growth, ..self }
+    }
+
+    /// The same, where the restart was the second one.
+    pub(super) fn unladen(self, is_unladen: bool) -> Watch {
+        Watch { is_unladen, ..self }
     }
 
     pub(super) fn growth(&self) -> Growth {

@@ -414,6 +414,9 @@ impl Agent {
         let why = match decision {
             Decision::RollBack { reason, .. } => reason.to_string(),
             _ if is_asked_for => ASKED_FOR.to_owned(),
+            _ if settings == *self.controller.written() && apply == Apply::Restart => {
+                "the restart carried over what had waited for clean sessions, and the memory is above its limit with it: a second one is free of that".to_owned()
+            }
             _ => self.load(),
         };
         let from = *self.controller.written();
