@@ -419,7 +419,7 @@ impl Controller {
         if elapsed < self.rules.verify_window && self.is_laden(now, inputs) {
             return Some(Decision::Change { settings: self.written, apply: Apply::Restart });
         }
-        let Some(watch) = self.watch.as_mut() else { return None };
+        let watch = self.watch.as_mut()?;
         let seen = watch.seen(elapsed < self.rules.verify_window / 2, &inputs.health);
         let watch = *watch;
         let is_unseen = seen.is_serving && !seen.shows_all_of(&watch.before);
