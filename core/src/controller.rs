@@ -483,8 +483,9 @@ impl Controller {
     /// What keeps from undoing a change.
     ///
     /// The first try is for safety: budget and earlier failures do not hold it, though it counts in the
-    /// budget. Quiet hours do, while the broker serves: in them there are no restarts. After one that failed each next one costs what any change does, and a
-    /// person is called after as many as for any change.
+    /// budget. Quiet hours do, while the broker serves: in them there are no restarts. After one that
+    /// failed each next one costs what any change does, and a person is called after as many as for any
+    /// change.
     fn roll_back_permit(
         &self,
         now: Instant,

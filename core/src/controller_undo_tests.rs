@@ -3,7 +3,7 @@
 use super::*;
 use std::vec;
 
-/// It waits in quiet hours, and where it would lose what is worth more, unless the broker is down anyway.
+/// It waits in quiet hours, and where it would lose what is worth more, unless the broker is down.
 #[test]
 fn a_roll_back_waits_where_a_restart_would() {
     for (veto, reason) in [
