@@ -38,7 +38,8 @@ fn run(args: &[&str]) -> Value {
 fn train(dir: &Path, seed: u64) -> PathBuf {
     let model = dir.join(format!("trained-{seed}.btm"));
     if model.exists() {
-        println!("{} is of an earlier go", model.display());
+        let dir = dir.display();
+        println!("{} is of an earlier go; remove {dir} to begin anew", model.display());
         return model;
     }
     let seed_text = seed.to_string();
@@ -90,6 +91,7 @@ fn trained_policies_beat_untrained_ones_and_the_first_random_settings() {
     args.extend(paths.iter().flat_map(|path| ["--model", path.as_str()]));
     args.extend(SCENARIOS.iter().flat_map(|scenario| ["--scenario", scenario]));
     let document = run(&args);
+    assert_eq!(document["is_complete"], true, "not all was measured");
 
     let of = |is_meant: &dyn Fn(&str) -> bool| interval(&policy_means(&document, is_meant));
     let trained = of(&|arm| arm.starts_with("trained-"));

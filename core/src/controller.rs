@@ -45,6 +45,8 @@ pub struct Inputs {
     pub envelope: Envelope,
     /// How the broker does now.
     pub health: Health,
+    /// What the broker stores, by its own count, over the memory that the site permits.
+    pub stored_share: Option<f32>,
     /// Whether a restart would lose offline sessions, queued or retained messages; unknown is
     /// true.
     pub state_at_risk: bool,
@@ -275,9 +277,14 @@ impl Controller {
         if apply == Apply::Restart || outcome != Outcome::Done {
             self.trends = [Trend::NONE; KNOB_COUNT];
         }
+        let is_unladen = self.unloads(decision)
+            || self.watch.is_some_and(|watch| watch.is_unladen && apply == Apply::Reload);
         if outcome != Outcome::Done {
             if outcome == Outcome::Dormant {
                 self.written = settings;
+            }
+            if let Some(watch) = &mut self.watch {
+                watch.is_unladen = is_unladen;
             }
             if let (Decision::RollBack { reason, .. }, Some(watch)) = (decision, &mut self.watch) {
                 watch.blame = Some(*reason);
@@ -292,8 +299,6 @@ impl Controller {
         let (last_good, health) = self.before_watched().unwrap_or((self.written, health));
         let growth = self.watch.map(|watch| watch.growth()).filter(Growth::is_known);
         let is_restart = apply == Apply::Restart || self.watched() == Some(Apply::Restart);
-        let is_unladen =
-            self.watch.is_some() && apply == Apply::Restart && settings == self.written;
         let watched = if is_restart { Apply::Restart } else { Apply::Reload };
         self.written = settings;
         self.effective = match apply {
@@ -443,19 +448,40 @@ impl Controller {
         Some(self.roll_back(now, inputs, &watch, reason))
     }
 
-    /// Whether the broker that was just restarted is above its memory limit with what it was laden with
-    /// before: a save keeps what waits for clean sessions, the next start reads it, nobody gets it, and
-    /// the start after that is free of it (measured: `tests/semantics.rs`).
+    /// Whether `decision` restarts with the settings that are in force: for what the restart before it
+    /// carried over.
+    #[must_use]
+    pub fn unloads(&self, decision: &Decision) -> bool {
+        let Decision::Change { settings, apply: Apply::Restart } = decision else { return false };
+        self.watched() == Some(Apply::Restart)
+            && *settings == self.written
+            && *settings == self.effective
+    }
+
+    /// Whether the broker that was just restarted is above its memory limit by what it stores, and was
+    /// laden with as much before: a save keeps what waits for clean sessions, the next start reads it,
+    /// nobody gets it, and the start after that is free of it (measured: `tests/semantics.rs`).
     fn is_laden(&self, now: Instant, inputs: &Inputs) -> bool {
         let Some(watch) = self.watch.filter(|watch| watch.apply == Apply::Restart) else {
             return false;
         };
         let persists = self.effective.effective(Knob::Persistence, &inputs.envelope.site) != 0;
-        let shares = watch.before.memory_share.zip(inputs.health.memory_share);
+        let health = &inputs.health;
+        let (Some(share_before), Some(share), Some(stored)) =
+            (watch.before.memory_share, health.memory_share, inputs.stored_share)
+        else {
+            return false;
+        };
         persists
             && !watch.is_unladen
-            && inputs.health.is_serving
-            && shares.is_some_and(|(before, now)| now > 1.0 && before > now * LADEN_SHARE_MIN)
+            && health.is_serving
+            && self.written == self.effective
+            && self.requested.is_none()
+            && share > 1.0
+            && share - stored <= 1.0
+            && share_before > share * LADEN_SHARE_MIN
+            && self.failures < self.rules.failures_max
+            && self.wait_until.is_none_or(|until| now >= until)
             && self.restart_permit(now, inputs).is_ok()
     }
 

@@ -38,6 +38,7 @@ fn wants(wanted: Settings) -> Inputs {
         wanted,
         envelope: Envelope::default(),
         health: healthy(),
+        stored_share: Some(0.4),
         state_at_risk: false,
         quiet_hours: false,
         gain: None,

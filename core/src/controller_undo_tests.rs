@@ -110,7 +110,10 @@ fn what_a_restart_carried_over_is_shed_by_a_second_one() {
         (controller, second, Inputs { health: memory(1.2), ..inputs })
     };
     let (mut controller, second, laden) = after_a_restart(0.9, persistent);
+    let first = Decision::Change { settings: window(1000), apply: Apply::Reload };
+    assert!(!controller.unloads(&first));
     let decision = controller.step(at(second + 5), &laden);
+    assert!(controller.unloads(&decision));
     assert_eq!(decision, Decision::Change { settings: window(1000), apply: Apply::Restart });
     controller.applied(at(second + 5), &decision, Outcome::Done, laden.health);
     assert_eq!(controller.restarts_in_hour(at(second + 5)), 2);
@@ -119,11 +122,26 @@ fn what_a_restart_carried_over_is_shed_by_a_second_one() {
     assert_eq!(held, Decision::Hold(HoldReason::Verifying));
     assert_eq!(controller.before_watched(), Some((Settings::UNWRITTEN, memory(0.9))));
 
-    // The settings' own doing, a broker that saves nothing, quiet hours, no budget.
+    // Nor again where it did not go through.
+    let (mut controller, second, laden) = after_a_restart(0.9, persistent);
+    let decision = controller.step(at(second + 5), &laden);
+    controller.applied(at(second + 5), &decision, Outcome::Restored, laden.health);
+    let held = controller.step(at(second + 10), &laden);
+    assert_eq!(held, Decision::Hold(HoldReason::Verifying));
+    assert_eq!(controller.failures(), 1);
+
+    // The settings' own doing, memory that is not what is stored, a broker that saves nothing, quiet
+    // hours, no budget.
     let mut vetoed =
         vec![after_a_restart(0.5, persistent), after_a_restart(0.9, Envelope::default())];
-    let (controller, second, laden) = after_a_restart(0.9, persistent);
-    vetoed.push((controller, second, Inputs { quiet_hours: true, ..laden }));
+    for change in [
+        |laden| Inputs { quiet_hours: true, ..laden },
+        |laden| Inputs { stored_share: Some(0.1), ..laden },
+        |laden| Inputs { stored_share: None, ..laden },
+    ] {
+        let (controller, second, laden) = after_a_restart(0.9, persistent);
+        vetoed.push((controller, second, change(laden)));
+    }
     let (mut controller, second, laden) = after_a_restart(0.9, persistent);
     for _ in 0..4 {
         controller.count_restart(at(second));

@@ -44,6 +44,14 @@ impl Default for Targets {
     }
 }
 
+impl Targets {
+    /// `bytes` over the memory that the broker may take.
+    #[must_use]
+    pub fn memory_share(&self, bytes: f32) -> f32 {
+        bytes / (self.rss_limit_mib.max(1) as f32 * 1_048_576.0)
+    }
+}
+
 /// Divisors of the `seed5` schema, as the seed program had them.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]

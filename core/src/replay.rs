@@ -73,6 +73,7 @@ impl<'m> Replay<'m> {
             wanted: known.map_or(controller.standing(), |answer| answer.settings),
             envelope,
             health,
+            stored_share: metrics.store_bytes.map(|bytes| self.head.targets.memory_share(bytes)),
             state_at_risk: record.state_at_risk,
             quiet_hours: record.quiet_hours,
             gain: None,

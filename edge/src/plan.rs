@@ -39,10 +39,17 @@ impl Plan {
         };
         self.from.differing(&self.to).iter().map(line).collect()
     }
+
+    /// The same in one line.
+    #[must_use]
+    pub fn what(&self) -> String {
+        let diff = self.diff();
+        if diff.is_empty() { "the same settings".into() } else { diff.join(", ") }
+    }
 }
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} by {} ({})", self.diff().join(", "), self.how, self.why)
+        write!(f, "{} by {} ({})", self.what(), self.how, self.why)
     }
 }

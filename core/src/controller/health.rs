@@ -27,7 +27,6 @@ impl Health {
     #[must_use]
     pub fn of(metrics: &Metrics, targets: &Targets, is_serving: bool) -> Health {
         let dropped = metrics.publish_dropped_per_s.zip(metrics.publish_sent_per_s);
-        let limit_bytes = targets.rss_limit_mib.max(1) as f32 * 1_048_576.0;
         Health {
             is_serving,
             received_per_s: metrics.publish_received_per_s,
@@ -37,7 +36,7 @@ impl Health {
                 _ => 0.0,
             }),
             clients: metrics.clients_others,
-            memory_share: metrics.rss_bytes.map(|bytes| bytes / limit_bytes),
+            memory_share: metrics.rss_bytes.map(|bytes| targets.memory_share(bytes)),
         }
     }
 

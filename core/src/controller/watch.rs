@@ -26,7 +26,7 @@ pub(super) struct Watch {
     down_since: Option<Instant>,
     /// Processes that took over without us.
     pub(super) crashes: u8,
-    /// The broker was restarted a second time, for what the first restart carried over.
+    /// A second restart was tried, for what the first one carried over.
     pub(super) is_unladen: bool,
     /// What became of undoing it, where that failed.
     pub(super) undoing: Undoing,
@@ -71,7 +71,7 @@ impl Watch {
         Watch { growth, ..self }
     }
 
-    /// The same, where the restart was the second one.
+    /// The same, where the second restart was tried.
     pub(super) fn unladen(self, is_unladen: bool) -> Watch {
         Watch { is_unladen, ..self }
     }

@@ -33,7 +33,11 @@ impl Agent {
             diff: plan.diff(),
             how: Some(plan.how),
             before: Some(health),
-            undo: undo::commands(&self.site, plan, pid),
+            undo: if plan.from == plan.to {
+                Vec::new()
+            } else {
+                undo::commands(&self.site, plan, pid)
+            },
             ..Entry::new(id, event, plan.why.clone())
         };
         if plan.is_roll_back {
@@ -90,6 +94,8 @@ impl Agent {
                 // What could not be undone is still watched.
                 self.watched = self.watched.filter(|_| plan.is_roll_back);
             }
+            // A restart with the same settings belongs to the change before it.
+            Verdict::Changed(plan, _) if plan.from == plan.to && self.watched.is_some() => {}
             _ => self.watched = (entry.event == Event::Changed).then_some(entry.id),
         }
         let undone = verdict.plan().filter(|plan| plan.is_roll_back);

@@ -28,6 +28,9 @@ const HEARD_MAX: Duration = Duration::from_secs(5);
 /// How often the broker's other files are looked at, besides before every change.
 const LOOK_AROUND_INTERVAL: Duration = Duration::from_secs(60);
 
+/// Why a broker is restarted with the settings that it has.
+const UNLOADING: &str = "the restart carried over what had waited for clean sessions, and the memory is above its limit with it: a second one is free of that";
+
 /// Whether a decision is carried out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
@@ -177,6 +180,7 @@ impl Agent {
             wanted,
             envelope,
             health,
+            stored_share: self.metrics.store_bytes.map(|b| self.site.targets.memory_share(b)),
             state_at_risk: self.is_state_at_risk(sample, &self.restart_targets(wanted)),
             quiet_hours: record.quiet_hours,
             gain: None,
@@ -414,9 +418,7 @@ impl Agent {
         let why = match decision {
             Decision::RollBack { reason, .. } => reason.to_string(),
             _ if is_asked_for => ASKED_FOR.to_owned(),
-            _ if settings == *self.controller.written() && apply == Apply::Restart => {
-                "the restart carried over what had waited for clean sessions, and the memory is above its limit with it: a second one is free of that".to_owned()
-            }
+            _ if self.controller.unloads(decision) => UNLOADING.to_owned(),
             _ => self.load(),
         };
         let from = *self.controller.written();
@@ -454,7 +456,7 @@ impl Agent {
         }
         let account = self.account_of(&plan, health);
         let inputs: Vec<_> = account.influences.iter().map(ToString::to_string).collect();
-        tracing::info!(id = account.id, what = plan.diff().join(", "), how = %plan.how, why = %plan.why, inputs = inputs.join(", "), "Changing the broker's settings.");
+        tracing::info!(id = account.id, what = plan.what(), how = %plan.how, why = %plan.why, inputs = inputs.join(", "), "Changing the broker's settings.");
         let to = (plan.to != Settings::UNWRITTEN || self.applier.state().written.is_some())
             .then_some(plan.to);
         if !plan.is_roll_back && self.controller.before_watched().is_none() {

@@ -13,6 +13,7 @@ use brokertuner_edge::apply::unix_s;
 use brokertuner_edge::config::Config;
 use brokertuner_edge::control::Broker as _;
 use brokertuner_edge::fs::{MODE_CONF, RealFiles, replace};
+use brokertuner_edge::journal::{Event, Journal};
 use brokertuner_edge::knobs_request::{KnobsAnswer, KnobsRequest};
 use brokertuner_edge::orders::{Order, Restraint};
 use brokertuner_edge::sampler::Link;
@@ -273,6 +274,61 @@ fn retain(broker: &Broker) {
 }
 
 const PERSISTENT: &str = "[decide]\ndwell_s = 0\n[knobs.persistence]\ntune = \"yes\"\n";
+
+/// Leaves messages of 10 kB waiting for a subscriber that acknowledges none; returns its connection.
+fn let_wait(broker: &Broker, messages: u16) -> std::net::TcpStream {
+    use std::io::{Read as _, Write as _};
+    let connect = |id: u8| {
+        let mut stream = std::net::TcpStream::connect(broker.address).unwrap();
+        stream
+            .write_all(&[b"\x10\x0d\0\x04MQTT\x04\x02\0\0\0\x01".as_slice(), &[id]].concat())
+            .unwrap();
+        stream.read_exact(&mut [0; 4]).unwrap();
+        stream
+    };
+    let (mut subscriber, mut publisher) = (connect(b's'), connect(b'p'));
+    subscriber.write_all(b"\x82\x06\0\x01\0\x01t\x01").unwrap();
+    subscriber.read_exact(&mut [0; 5]).unwrap();
+    for id in 1..=messages {
+        let head = [0x32, 0x95, 0x4e, 0, 1, b't'];
+        publisher
+            .write_all(&[&head, id.to_be_bytes().as_slice(), &[b'x'; 10_000]].concat())
+            .unwrap();
+    }
+    publisher.read_exact(&mut vec![0; 4 * usize::from(messages)]).unwrap();
+    subscriber
+}
+
+/// The save before a restart keeps what waits for a clean session, and the broker starts with it once.
+#[test]
+fn what_a_restart_carried_over_is_shed_by_a_second_one() {
+    let place = tempfile::tempdir().unwrap();
+    let lines = format!("persistence true\npersistence_location {}/\n", place.path().display());
+    let broker = Broker::start(&lines);
+    let rules = "[decide]\ndwell_s = 0\nverify_window_s = 4\n[targets]\nrss_limit_mib = 10\n";
+    let mut agent = Agent::start(site(&broker, rules), Box::new(policy)).unwrap();
+    let _subscriber = let_wait(&broker, 800);
+    let is_change = |tick: &Tick| matches!(tick.verdict, Verdict::Changed(..));
+    let first = until(&mut agent, "a change", is_change);
+    let second = until(&mut agent, "a second restart", is_change);
+    let share = |tick: &Tick| tick.health.memory_share.unwrap();
+    assert!(share(&first) > 1.0 && share(&second) > 1.0, "{first:?} {second:?}");
+    let plan = second.verdict.plan().unwrap();
+    assert_eq!((plan.from, plan.how), (plan.to, How::Restart), "{plan}");
+    assert!(plan.to_string().starts_with("the same settings by restart"), "{plan}");
+    let held = until(
+        &mut agent,
+        "the end of the verify window",
+        |tick| matches!(tick.verdict, Verdict::Hold(reason) if reason.to_string() == "the settings fit"),
+    );
+    assert!(share(&held) < 1.0, "{held:?}");
+    assert_eq!(agent.controller().restarts_in_hour(held.at), 2);
+    let entries = Journal::in_dir(&broker.path("state")).read().unwrap();
+    let [changed, again, verified] = &entries[..] else { panic!("{entries:?}") };
+    assert_eq!([again.event, verified.event], [Event::Changed, Event::Verified], "{entries:?}");
+    assert_eq!(verified.id, changed.id, "the change is verified, not the restart");
+    assert!(again.diff.is_empty() && again.undo.is_empty(), "{again:?}");
+}
 
 /// What a person asks for is judged by where it leads, whatever the policy wants meanwhile.
 #[test]

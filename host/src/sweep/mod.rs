@@ -41,7 +41,8 @@ const ENTRY_STORE_MIN: f64 = 0.02;
 /// By how much the resident memory may grow while it is scored, as a share of its limit: where it grows
 /// more, settings are not yet worth what they are worth for good, and what follows is scored instead.
 const GROWTH_MAX: f64 = 0.04;
-/// Longest trial: a few updates at the longest `sys_interval`.
+/// After so long no stretch of a trial begins, and none is longer: a few updates at the longest
+/// `sys_interval`.
 const TRIAL_S_MAX: f64 = 150.0;
 /// Updates of `$SYS` in a trial at the least: two make a rate.
 const SYS_PERIODS: f64 = 2.3;
@@ -188,9 +189,8 @@ pub fn sweep(
 
 /// Fits `agent` to its lessons, and leaves it with the best of the averaged policies that were looked
 /// at (the last one of equals), whose score is the answer: `None` where it was interrupted before the
-/// first look. Averaged and
-/// chosen, because the latest policy gains and loses single loads from one thousand updates to the
-/// next.
+/// first look. Averaged and chosen, because the latest policy gains and loses single loads from one
+/// thousand updates to the next.
 fn learn(
     agent: &mut Agent,
     config: &SweepConfig,

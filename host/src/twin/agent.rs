@@ -73,6 +73,7 @@ impl Gateway {
             wanted: wanted.unwrap_or(self.controller.standing()),
             envelope: self.envelope,
             health,
+            stored_share: metrics.store_bytes.map(|bytes| self.targets.memory_share(bytes)),
             // Scenarios in which restarts count are persistent, or have nothing to lose.
             state_at_risk: false,
             quiet_hours: false,
