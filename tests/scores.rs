@@ -6,8 +6,23 @@ use brokertuner_host::scenario::Scenario;
 use brokertuner_host::trial::{Outcome, Profile, Setter, Trial};
 use std::sync::Arc;
 
-/// A trial with a short lead-in: fixed settings have nothing to learn in it.
+/// A measurement of which half the seconds tell. The generator's lag voids those in which something
+/// else had the processor; a machine that has none to spare fails the fourth time.
 fn measure(scenario: &str, conf: &str) -> Outcome {
+    for go in 1.. {
+        let outcome = measure_once(scenario, conf);
+        let (seconds, void) = (outcome.load.seconds, outcome.load.seconds_void);
+        println!("{scenario}: {void} of {seconds} seconds are void");
+        if outcome.load.is_telling() {
+            return outcome;
+        }
+        assert!(go < 4, "the machine was too slow to tell: {void} of {seconds} seconds are void");
+    }
+    unreachable!("the fourth go returns")
+}
+
+/// A trial with a short lead-in: fixed settings have nothing to learn in it.
+fn measure_once(scenario: &str, conf: &str) -> Outcome {
     let profile = Profile { lead_in_s: 3, lead_in_sys_periods: 0, ..Profile::judging().unwrap() };
     let trial = Trial {
         mosquitto: mosquitto("2.0.21"),
@@ -19,9 +34,7 @@ fn measure(scenario: &str, conf: &str) -> Outcome {
         capacity_msgs_per_s: None,
         allow_uncapped: false,
     };
-    let outcome = trial.run().unwrap();
-    assert!(!outcome.load.is_void, "the machine was too slow to tell: {:?}", outcome.load);
-    outcome
+    trial.run().unwrap()
 }
 
 /// design.md's example: 1,000 messages/s to one consumer that acknowledges after 50 ms. The default

@@ -43,7 +43,7 @@ fn unacked(broker: &BrokerProcess, offered: u16) -> usize {
 fn queued(broker: &BrokerProcess, id: &str, qos: u8, payload: &[u8], offered: u16) -> usize {
     let mut session = Client::connect_durable(broker.addr(), id);
     session.subscribe(id, 1);
-    drop(session);
+    session.leave();
     let mut publisher = Client::connect(broker.addr(), Level::V311, "publisher");
     if qos == 0 {
         (0..offered).for_each(|_| publisher.publish(id, payload, 0, 0));

@@ -11,22 +11,26 @@ use brokertuner_core::{Knob, Settings};
 use crc::{CRC_32_ISO_HDLC, Crc};
 use serde::{Deserialize, Serialize};
 
+use crate::clock::Clocks;
 use crate::fs::{self, Digest, FileError, Files, MODE_STATE};
 use crate::pid::ProcessId;
 use crate::quiet::CLOCK_SET_UNIX_S;
 
 const MAGIC: [u8; 4] = *b"BTES";
-const VERSION: u16 = 4;
-/// Bytes of the fields that were added at the end since versions 1, 2 and 3. The default of each is
+const VERSION: u16 = 5;
+/// Bytes of the fields that were added at the end since versions 1 to 4. The default of each is
 /// zero bytes, so an older body is read with as many zeros behind it.
 const ADDED_SINCE_1: usize = ADDED_SINCE_2 + 6;
 const ADDED_SINCE_2: usize = ADDED_SINCE_3 + 1;
-const ADDED_SINCE_3: usize = 3;
+const ADDED_SINCE_3: usize = ADDED_SINCE_4 + 3;
+const ADDED_SINCE_4: usize = 2;
 const HEADER_BYTES: usize = 10;
 const CRC_BYTES: usize = 4;
 const CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISO_HDLC);
 /// Restarts that are remembered: more than any budget per day.
 pub const RESTARTS_MAX: usize = 64;
+/// What a clock must be stepped by to be noticed.
+const STEP_S_MIN: u64 = 60;
 /// Starts of the agent that are remembered.
 pub const STARTS_MAX: usize = 8;
 
@@ -65,6 +69,8 @@ pub struct State {
     pub rolls_back: bool,
     /// Roll-backs of the change that has yet to stand its verification, where they failed.
     pub undoing: Undoing,
+    /// The clocks when a restart or a start was last noted.
+    pub clocks: Clocks,
 }
 
 /// How the broker did, and when that was.
@@ -169,8 +175,32 @@ impl State {
         (self.intent, self.rolls_back) = (None, false);
     }
 
+    /// Dates all that is noted by the clock on the wall as it goes now: a step of it within this boot
+    /// makes nothing older or younger.
+    fn follow_clock(&mut self, now: Clocks) {
+        let stepped_s = now.stepped_s(&self.clocks);
+        // The clock of the boot is read in whole seconds, and the other one is slewed.
+        if stepped_s.unsigned_abs() > STEP_S_MIN {
+            let dates = self.restarts_unix_s.iter_mut().chain(&mut self.starts_unix_s);
+            for at in dates.chain(self.before.as_mut().map(|before| &mut before.at_unix_s)) {
+                *at = at.saturating_add_signed(stepped_s);
+            }
+        }
+        self.clocks = now;
+    }
+
+    /// How long ago each restart was, in seconds, oldest first. One in the future is of a clock that was
+    /// set back: it counts as just made.
+    pub fn restart_ages_s(&self, now: Clocks) -> impl Iterator<Item = u64> {
+        let mut state = self.clone();
+        state.follow_clock(now);
+        state.restarts_unix_s.into_iter().map(move |at| now.unix_s.saturating_sub(at))
+    }
+
     /// Notes a start of the agent, and how many of them lie within `within_s` before it.
-    pub fn note_start(&mut self, unix_s: u64, within_s: u64) -> usize {
+    pub fn note_start(&mut self, now: Clocks, within_s: u64) -> usize {
+        self.follow_clock(now);
+        let unix_s = now.unix_s;
         // One in the future is of a clock that was set back, as at every boot of a machine without
         // a battery for it: it counts as just made.
         self.starts_unix_s.iter_mut().for_each(|at| *at = unix_s.min(*at));
@@ -190,11 +220,12 @@ impl State {
     }
 
     /// Notes a restart, forgetting the oldest.
-    pub fn note_restart(&mut self, unix_s: u64) {
+    pub fn note_restart(&mut self, now: Clocks) {
+        self.follow_clock(now);
         if self.restarts_unix_s.len() >= RESTARTS_MAX {
             self.restarts_unix_s.remove(0);
         }
-        self.restarts_unix_s.push(unix_s);
+        self.restarts_unix_s.push(now.unix_s);
     }
 }
 
@@ -262,6 +293,7 @@ pub fn decode(path: &Path, bytes: &[u8]) -> Result<State, StateError> {
         1 => ADDED_SINCE_1,
         2 => ADDED_SINCE_2,
         3 => ADDED_SINCE_3,
+        4 => ADDED_SINCE_4,
         _ => 0,
     };
     body.resize(length + added, 0);
@@ -339,6 +371,7 @@ impl StateStore {
 #[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 pub(crate) mod tests {
     use super::*;
+    use crate::clock::Boot;
     use proptest::prelude::*;
 
     fn some_state() -> State {
@@ -370,14 +403,21 @@ pub(crate) mod tests {
             before: Some(Before { at_unix_s: 5, health: Health::default() }),
             rolls_back: true,
             undoing: Undoing { failures: 2, is_in_file: true },
+            clocks: Clocks { unix_s: 6, boot: Some(Boot { id: u128::MAX, since_s: 7 }) },
             ..State::default()
         }
+    }
+
+    /// A clock that only the wall has.
+    fn wall(unix_s: u64) -> Clocks {
+        Clocks { unix_s, boot: None }
     }
 
     /// Written by a version before: everything that it knew is read, the rest is the default.
     #[test]
     fn the_versions_before_are_read() {
-        let of_3 = State { rolls_back: false, undoing: Undoing::default(), ..some_state() };
+        let of_4 = State { clocks: Clocks::default(), ..some_state() };
+        let of_3 = State { rolls_back: false, undoing: Undoing::default(), ..of_4.clone() };
         let of_2 = State { before: None, ..of_3.clone() };
         let of_1 = State {
             standing: Standing::default(),
@@ -388,9 +428,12 @@ pub(crate) mod tests {
             starts_unix_s: Vec::new(),
             ..of_2.clone()
         };
-        for (version, added, state) in
-            [(1, ADDED_SINCE_1, of_1), (2, ADDED_SINCE_2, of_2), (3, ADDED_SINCE_3, of_3)]
-        {
+        for (version, added, state) in [
+            (1, ADDED_SINCE_1, of_1),
+            (2, ADDED_SINCE_2, of_2),
+            (3, ADDED_SINCE_3, of_3),
+            (4, ADDED_SINCE_4, of_4),
+        ] {
             let mut bytes = encode(&state);
             let body = bytes.len() - HEADER_BYTES - CRC_BYTES - added;
             assert_eq!(bytes[HEADER_BYTES + body..][..added], vec![0; added]);
@@ -406,15 +449,15 @@ pub(crate) mod tests {
     #[test]
     fn starts_are_counted_within_their_time_and_bounded() {
         let mut state = State::default();
-        assert_eq!(state.note_start(1000, 600), 1);
-        assert_eq!(state.note_start(1600, 600), 2);
-        assert_eq!(state.note_start(1601, 600), 2, "the first is 601 s old");
+        assert_eq!(state.note_start(wall(1000), 600), 1);
+        assert_eq!(state.note_start(wall(1600), 600), 2);
+        assert_eq!(state.note_start(wall(1601), 600), 2, "the first is 601 s old");
         assert_eq!(
-            state.note_start(100, 600),
+            state.note_start(wall(100), 600),
             3,
             "the clock was set back: they count as just made"
         );
-        assert_eq!((0..100).map(|_| state.note_start(100, 600)).max(), Some(STARTS_MAX));
+        assert_eq!((0..100).map(|_| state.note_start(wall(100), 600)).max(), Some(STARTS_MAX));
     }
 
     /// A machine without a battery for its clock boots in 1970, and is told the time later.
@@ -423,12 +466,35 @@ pub(crate) mod tests {
         let now = CLOCK_SET_UNIX_S + 1_000_000;
         let mut state =
             State { restarts_unix_s: vec![30, now - 500, now + 500], ..State::default() };
-        state.note_start(now, 600);
+        state.note_start(wall(now), 600);
         assert_eq!(state.restarts_unix_s, [now, now - 500, now]);
-        state.note_start(40, 600);
+        state.note_start(wall(40), 600);
         assert_eq!(state.restarts_unix_s, [40; 3], "booted again, before the time was told");
-        state.note_start(now, 600);
+        state.note_start(wall(now), 600);
         assert_eq!(state.restarts_unix_s, [now; 3]);
+    }
+
+    /// A day forward or back, by hand or by the network's time: restarts are as old as before.
+    #[test]
+    fn a_step_of_the_clock_makes_no_restart_older_or_younger() {
+        let at = |unix_s, since_s| Clocks { unix_s, boot: Some(Boot { id: 1, since_s }) };
+        let start = CLOCK_SET_UNIX_S + 1_000_000;
+        for stepped_s in [-86_400, 86_400] {
+            let mut state = State::default();
+            state.note_restart(at(start, 100));
+            let later = at((start + 600).saturating_add_signed(stepped_s), 700);
+            assert_eq!(state.restart_ages_s(later).collect::<Vec<_>>(), [600]);
+            state.note_start(later, 10);
+            state.note_restart(later);
+            assert_eq!(state.restart_ages_s(later).collect::<Vec<_>>(), [600, 0]);
+            let hour = Clocks { unix_s: later.unix_s + 3600, boot: None };
+            assert_eq!(state.restart_ages_s(hour).collect::<Vec<_>>(), [4200, 3600]);
+        }
+        // Another boot: only the clock on the wall is left.
+        let mut state = State::default();
+        state.note_restart(at(start, 100));
+        let booted = Clocks { unix_s: start + 900, boot: Some(Boot { id: 2, since_s: 5 }) };
+        assert_eq!(state.restart_ages_s(booted).collect::<Vec<_>>(), [900]);
     }
 
     #[test]
@@ -498,7 +564,7 @@ pub(crate) mod tests {
     #[test]
     fn restarts_are_bounded() {
         let mut state = State::default();
-        (0..1000).for_each(|second| state.note_restart(second));
+        (0..1000).for_each(|second| state.note_restart(wall(second)));
         assert_eq!(state.restarts_unix_s.len(), RESTARTS_MAX);
         assert_eq!(state.restarts_unix_s.last(), Some(&999));
     }

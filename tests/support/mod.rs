@@ -53,7 +53,8 @@ fn system_mosquitto() -> Option<Mosquitto> {
 }
 
 /// The program of that name, built as these tests were: cargo builds only a package's own programs
-/// for its tests. `host` builds `edge` with the same selection, so neither builds it anew.
+/// for its tests. They are named beside it, and are built already: so it gets the features that they
+/// were built with, and what is under it is not built again.
 ///
 /// # Panics
 /// Where it does not build.
@@ -62,7 +63,7 @@ pub(crate) fn build_program(name: &str) -> PathBuf {
     let own = std::env::current_exe().expect("a program knows where it lies");
     let profile = own.ancestors().nth(2).expect("the tests lie in cargo's target folder");
     let mut build = cargo();
-    build.args(["build", "--quiet", "--bin", name]);
+    build.args(["build", "--quiet", "--workspace", "--bin", name, "--test", "tests"]);
     build.arg("--target-dir").arg(profile.parent().expect("a target folder"));
     if profile.ends_with("release") {
         build.arg("--release");

@@ -176,6 +176,12 @@ impl Client {
         }
     }
 
+    /// Disconnects, and returns when the broker has let go of the connection.
+    pub(crate) fn leave(mut self) {
+        self.send(0xe0, &[]);
+        while self.receive(PATIENCE).is_some() {}
+    }
+
     /// Whether the broker still answers on this connection.
     pub(crate) fn is_open(&mut self) -> bool {
         if self.stream.write_all(&[0xc0, 0]).is_err() {

@@ -26,7 +26,7 @@ pub use report::{BrokerReport, OptionReport, Report, VerdictReport};
 pub use tick::{Mode, Tick, Verdict};
 
 use crate::apply::{Applier, ApplyError, Recovery, unix_s};
-use crate::clock;
+use crate::clock::{self, Clocks};
 use crate::fs::{self, FileError};
 use crate::journal::{Entry, Journal};
 use crate::orders::{START_LOOP_S, START_LOOP_STARTS};
@@ -181,7 +181,7 @@ impl Agent {
     /// Counts this start, which an orderly end takes back.
     fn note_start(&mut self) -> Result<(), FileError> {
         let mut starts = 0;
-        self.applier.remember(|state| starts = state.note_start(unix_s(), START_LOOP_S))?;
+        self.applier.remember(|state| starts = state.note_start(Clocks::now(), START_LOOP_S))?;
         let loop_of = (starts >= START_LOOP_STARTS).then_some(starts);
         self.start = Some(Start { at: clock::now(), loop_of });
         Ok(())
@@ -277,12 +277,8 @@ impl Agent {
     fn recall(&mut self) {
         let state = self.applier.state();
         let now_s = unix_s();
-        let ages: Vec<Duration> = state
-            .restarts_unix_s
-            .iter()
-            // A clock that was set back must not make restarts vanish: they count as just made.
-            .map(|&at| Duration::from_secs(now_s.saturating_sub(at)))
-            .collect();
+        let ages: Vec<Duration> =
+            state.restart_ages_s(Clocks::now()).map(Duration::from_secs).collect();
         let failures = u8::try_from(state.failures).unwrap_or(u8::MAX);
         let written = self.applier.written().ok().flatten().unwrap_or_default();
         let effective = state.effective.map_or(written, |effective| effective.settings);

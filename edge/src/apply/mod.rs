@@ -28,6 +28,7 @@ pub(crate) use database::set_aside;
 pub use error::{ApplyError, Restored};
 pub use recover::Recovery;
 
+use crate::clock::Clocks;
 use crate::control::{Broker, ControlError};
 use crate::fs::{self, Digest, FileError, Files, MODE_CONF};
 use crate::pid::ProcessId;
@@ -102,7 +103,7 @@ impl Applier {
             }
             Err(error) => return Err(error),
         };
-        let applier = Self {
+        let mut applier = Self {
             files,
             broker,
             paths,
@@ -113,7 +114,18 @@ impl Applier {
             ready_timeout: READY_TIMEOUT,
             settle: SETTLE,
         };
+        applier.take_up_ours();
         Ok((applier, damage))
+    }
+
+    /// Takes up a drop-in of ours whose record was lost: else `off --restore` would leave it there.
+    fn take_up_ours(&mut self) {
+        if self.state.written_sha256.is_none()
+            && self.state.intent.is_none()
+            && let Ok(Some(settings)) = self.found_of_ours()
+        {
+            self.state.note_written(Some(settings));
+        }
     }
 
     /// The same with other patience: how long to wait for readiness, how long to settle after a
@@ -196,10 +208,9 @@ impl Applier {
     /// # Errors
     /// [`StateError`]; the memory is kept then.
     pub fn look_again(&mut self) -> Result<bool, StateError> {
-        let state = self.store.load(&*self.files)?;
-        let is_news = state != self.state;
-        self.state = state;
-        Ok(is_news)
+        let before = std::mem::replace(&mut self.state, self.store.load(&*self.files)?);
+        self.take_up_ours();
+        Ok(self.state != before)
     }
 
     /// What the drop-in says now, whoever wrote it.
@@ -395,7 +406,7 @@ impl Applier {
     /// Asks for a restart. It counts against the budget before it is made, and if it fails.
     fn restart(&mut self) -> Result<(), ControlError> {
         self.restarts_asked += 1;
-        if let Err(error) = self.remember(|state| state.note_restart(unix_s())) {
+        if let Err(error) = self.remember(|state| state.note_restart(Clocks::now())) {
             tracing::warn!(%error, "A restart could not be noted.");
         }
         self.broker.restart()

@@ -129,6 +129,23 @@ fn a_verification_outlives_the_agent() {
     assert!(matches!(&tick.verdict, Verdict::Changed(plan, _) if plan.is_roll_back), "{tick:?}");
 }
 
+/// Whoever lost the memory can still have the broker as it was.
+#[test]
+fn a_drop_in_of_ours_is_taken_away_also_when_its_record_was_lost() {
+    let broker = Broker::start("");
+    let rules = "[decide]\ndwell_s = 0\nverify_window_s = 1\n";
+    let mut agent = Agent::start(site(&broker, rules), Box::new(policy)).unwrap();
+    until(&mut agent, "a change", |tick| matches!(tick.verdict, Verdict::Changed(..)));
+    drop(agent);
+    fs::remove_dir_all(broker.path("state")).unwrap();
+    let mut agent = Agent::start(site(&broker, rules), Box::new(policy)).unwrap();
+    assert_eq!(agent.controller().written().get(Knob::InflightMessagesMax).value(), Some(WINDOW));
+    let answer = agent.obey(&Order::Off { restore: true, allow_state_loss: true });
+    assert!(answer.done && !broker.drop_in().exists(), "{answer}");
+    let ready = brokertuner_edge::ready::look(&broker.live(), None).unwrap();
+    assert_eq!(ready.connack.receive_maximum, Some(20), "{answer}");
+}
+
 /// A damaged memory may have held `edge off`: nothing is changed until a person says so.
 #[test]
 fn a_damaged_memory_holds_until_told() {

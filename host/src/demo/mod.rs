@@ -164,7 +164,7 @@ impl<'a> Demo<'a> {
             self.scenarios.iter().map(|scenario| self.trial(scenario, setter)).collect();
         let mut outcomes = Self::at_once(&trials)?;
         for (outcome, trial) in outcomes.iter_mut().zip(&trials) {
-            if outcome.load.is_void && self.started.elapsed() < AGAIN_UNTIL {
+            if !outcome.load.is_telling() && self.started.elapsed() < AGAIN_UNTIL {
                 let name = &trial.scenario.name;
                 self.say(&format!(
                     "    {name} again: the machine was too slow for it beside others"

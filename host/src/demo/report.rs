@@ -20,7 +20,7 @@ pub(super) struct Measured {
 
 impl Measured {
     fn has_void(&self) -> bool {
-        [&self.default, &self.untrained, &self.tuned].iter().any(|arm| arm.load.is_void)
+        [&self.default, &self.untrained, &self.tuned].iter().any(|arm| arm.load.seconds_void > 0)
     }
 }
 
@@ -41,12 +41,12 @@ pub(super) struct Report {
 }
 
 impl Report {
-    /// Whether the tuned brokers do well on every load, as far as this machine could tell: a run
-    /// whose generator lagged says nothing about the broker.
+    /// Whether the tuned brokers do well on every load, as far as this machine could tell: a second
+    /// in which the generator lagged says nothing about the broker.
     pub(super) fn is_good(&self) -> bool {
         self.measured.iter().all(|row| {
             let is_high = row.tuned.load.score.is_some_and(|score| score >= TUNED_SCORE_MIN);
-            is_high && !row.tuned.load.is_void && !row.default.load.is_void
+            is_high && row.tuned.load.is_telling() && row.default.load.is_telling()
         })
     }
 
@@ -70,7 +70,8 @@ impl Report {
              Scores are the share of deliveries within their deadline, 0 to 1, measured on live brokers under a\n\
              load with another seed than the training's; `tuned` and `untrained` were set by `edge` as a process.\n\
              The loads were measured at once, one column after the other: the runs shared this machine and were not\n\
-             pinned to cores; what the machine was too slow for was measured once more, alone.\n\
+             pinned to cores; where the machine was too slow for half the seconds, the run was made once more,\n\
+             alone.\n\
              `host evaluate` measures one run at a time, pinned.\n\n\
              | load | default | untrained actor | tuned by edge |\n|---|---|---|---|\n",
             self.broker_version, self.seed, self.train_s, self.parallel, self.train_steps
@@ -88,7 +89,8 @@ impl Report {
         }
         if self.measured.iter().any(Measured::has_void) {
             out.push_str(
-                "\nA void run says nothing about the broker: run the demo again with less beside it.\n",
+                "\nIn a void second the load generator itself was late: it says nothing about the broker and is left\n\
+                 out. Where more than half are void, run the demo again with less beside it.\n",
             );
         }
         for row in &self.measured {
@@ -141,7 +143,11 @@ impl Report {
 }
 
 fn cell(outcome: &Outcome) -> String {
-    let void = if outcome.load.is_void { " (void: the machine was too slow)" } else { "" };
+    let (seconds, void) = (outcome.load.seconds, outcome.load.seconds_void);
+    let void = match void {
+        0 => String::new(),
+        _ => format!(" ({void} of {seconds} s void: the machine was too slow)"),
+    };
     let score = outcome.load.score.map_or_else(|| "-".to_owned(), |score| format!("{score:.3}"));
     format!("{score}{void}")
 }
@@ -152,13 +158,13 @@ mod tests {
     use super::*;
     use crate::load::LoadResult;
 
-    fn outcome(score: f64, is_void: bool) -> Outcome {
+    fn outcome(score: f64, seconds_void: u64) -> Outcome {
         let tally = serde_json::json!({
             "expected": 1, "in_time": 1, "lost_late": 0, "lost_queue": 0, "lost_outage": 0, "lost_memory": 0
         });
         let load = serde_json::json!({
-            "version": 1, "scenario": "t", "seed": 1, "score": score, "is_void": is_void,
-            "is_complete": true, "seconds": 30, "seconds_void": 0, "capacity_msgs_per_s": null,
+            "version": 1, "scenario": "t", "seed": 1, "score": score, "is_void": seconds_void > 1,
+            "is_complete": true, "seconds": 30, "seconds_void": seconds_void, "capacity_msgs_per_s": null,
             "tally": tally, "delivered_per_s": 1.0, "duplicates": 0, "unexpected": 0,
             "discarded_by_publishers": 0, "resent": 0, "connections_lost": 0, "malformed_packets": 0,
             "rss_bytes_max": null, "rss_seconds_over": 0, "generator_lag_us_p99": 1,
@@ -178,7 +184,7 @@ mod tests {
     }
 
     fn report(default: Outcome, tuned: Outcome) -> Report {
-        let untrained = outcome(0.5, false);
+        let untrained = outcome(0.5, 0);
         let row = Measured { scenario: "t".to_owned(), default, untrained, tuned };
         Report {
             version: 1,
@@ -196,21 +202,22 @@ mod tests {
     }
 
     #[test]
-    fn a_void_run_is_no_success() {
-        assert!(report(outcome(0.0, false), outcome(0.95, false)).is_good());
-        assert!(!report(outcome(0.0, false), outcome(0.89, false)).is_good());
-        assert!(!report(outcome(0.0, false), outcome(0.95, true)).is_good());
-        assert!(!report(outcome(0.0, true), outcome(0.95, false)).is_good());
+    fn a_run_of_void_seconds_is_no_success() {
+        assert!(report(outcome(0.0, 0), outcome(0.95, 0)).is_good());
+        assert!(report(outcome(0.0, 15), outcome(0.95, 15)).is_good());
+        assert!(!report(outcome(0.0, 0), outcome(0.89, 0)).is_good());
+        assert!(!report(outcome(0.0, 0), outcome(0.95, 16)).is_good());
+        assert!(!report(outcome(0.0, 16), outcome(0.95, 0)).is_good());
     }
 
     #[test]
     fn the_report_says_how_it_was_measured_and_what_is_void() {
-        let text = report(outcome(0.0, false), outcome(0.95, false)).markdown();
+        let text = report(outcome(0.0, 0), outcome(0.95, 0)).markdown();
         assert!(text.contains("shared this machine and were not\npinned"), "{text}");
         assert!(!text.contains("void"), "{text}");
-        let text = report(outcome(0.0, false), outcome(0.95, true)).markdown();
-        assert!(text.contains("0.950 (void: the machine was too slow)"), "{text}");
-        assert!(text.contains("A void run says nothing"), "{text}");
+        let text = report(outcome(0.0, 0), outcome(0.95, 3)).markdown();
+        assert!(text.contains("0.950 (3 of 30 s void: the machine was too slow)"), "{text}");
+        assert!(text.contains("it says nothing about the broker"), "{text}");
     }
 
     #[test]
@@ -219,7 +226,7 @@ mod tests {
         std::fs::write(dir.path().join("report.md"), "old").unwrap();
         // What reads the old one keeps it to the end: the new one is another file.
         let mut old = std::fs::File::open(dir.path().join("report.md")).unwrap();
-        let report = report(outcome(0.0, false), outcome(0.95, false));
+        let report = report(outcome(0.0, 0), outcome(0.95, 0));
         report.write(dir.path()).unwrap();
         let mut text = String::new();
         std::io::Read::read_to_string(&mut old, &mut text).unwrap();

@@ -64,6 +64,15 @@ pub struct LoadResult {
     pub phases: Vec<PhaseResult>,
 }
 
+impl LoadResult {
+    /// Whether half of the seconds tell: too few for a comparison where the run is void, but enough for
+    /// a difference as large as that between a broker that fails and one that does not.
+    #[must_use]
+    pub fn is_telling(&self) -> bool {
+        self.score.is_some() && self.seconds_void * 2 <= self.seconds
+    }
+}
+
 /// One run of a phase.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct PhaseResult {

@@ -164,6 +164,9 @@ pub fn sweep(
     score: &dyn Fn(&Agent) -> anyhow::Result<f64>,
     after_round: &mut dyn FnMut(u32, &Swept, f64) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
+    if config.rounds == 0 {
+        return Ok(());
+    }
     let library = library::choose(config, is_interrupted)?;
     for round in 0..config.rounds {
         let own = (round > 0).then_some(&*agent);
