@@ -20,11 +20,19 @@ extern void qemu_plugin_register_vcpu_insn_exec_cb(struct qemu_plugin_insn *, vo
 
 PUBLIC int qemu_plugin_version = API;
 static uint64_t total, begun_at;
+/* A function that lies across the end of a page is two blocks: the first of each counts. */
+static int is_begun;
 
 static void one(unsigned cpu, void *data) { total++; }
-static void begin(unsigned cpu, void *data) { begun_at = ++total; }
+static void begin(unsigned cpu, void *data) {
+    total++;
+    if (!is_begun) begun_at = total;
+    is_begun = 1;
+}
 static void end(unsigned cpu, void *data) {
-    fprintf(stderr, "insns %llu\n", (unsigned long long)(total++ - begun_at));
+    if (is_begun) fprintf(stderr, "insns %llu\n", (unsigned long long)(total - begun_at));
+    is_begun = 0;
+    total++;
 }
 
 static void translated(plugin_id id, struct qemu_plugin_tb *block) {

@@ -19,6 +19,7 @@ const TOP_LEVEL: [&str; 16] = [
     ".cargo",
     ".ci",
     ".gitignore",
+    ".rustfmt.toml",
     "ARCHITECTURE.md",
     "CHANGELOG.md",
     "Cargo.lock",
@@ -30,7 +31,6 @@ const TOP_LEVEL: [&str; 16] = [
     "edge",
     "host",
     "models",
-    "rustfmt.toml",
     "tests",
 ];
 

@@ -32,8 +32,8 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 /// A load that is so many times what it was before a change may be to blame in the change's place.
 const HEAVIER_LOAD_FACTOR: f32 = 1.5;
 
-/// Memory of which so much was there before a restart was carried over by it, and is no fault of the
-/// settings.
+/// What is stored, and of which so much was stored before a restart, was carried over by it, and is no
+/// fault of the settings.
 const LADEN_SHARE_MIN: f32 = 0.5;
 
 /// What one step weighs.
@@ -104,6 +104,8 @@ pub struct Controller {
     trends: [Trend; KNOB_COUNT],
     watch: Option<Watch>,
     growth: Growth,
+    /// At the last look.
+    stored_share: Option<f32>,
     /// When each restart stops counting: a day after it.
     restarts: heapless::Deque<Instant, RESTARTS_REMEMBERED_MAX>,
     failures: u8,
@@ -134,6 +136,7 @@ impl Controller {
             trends: [Trend::NONE; KNOB_COUNT],
             watch: None,
             growth: Growth::default(),
+            stored_share: None,
             restarts: heapless::Deque::new(),
             failures: 0,
             wait_until: None,
@@ -234,7 +237,9 @@ impl Controller {
         }
         self.observe_wanted(now, inputs);
         self.growth.observe(now, inputs.health.memory_share);
-        if let Some(decision) = self.verify(now, inputs) {
+        let verified = self.verify(now, inputs);
+        self.stored_share = inputs.stored_share;
+        if let Some(decision) = verified {
             return decision;
         }
         if !inputs.health.is_serving {
@@ -298,6 +303,7 @@ impl Controller {
         // the first of them is what to fall back to, and a restart's clients are waited for.
         let (last_good, health) = self.before_watched().unwrap_or((self.written, health));
         let growth = self.watch.map(|watch| watch.growth()).filter(Growth::is_known);
+        let stored_share = self.watch.map_or(self.stored_share, |watch| watch.stored_share);
         let is_restart = apply == Apply::Restart || self.watched() == Some(Apply::Restart);
         let watched = if is_restart { Apply::Restart } else { Apply::Reload };
         self.written = settings;
@@ -312,6 +318,7 @@ impl Controller {
             Some(
                 Watch::new(now, watched, health, last_good)
                     .with_growth(growth.unwrap_or(self.growth))
+                    .with_stored(stored_share)
                     .unladen(is_unladen),
             )
         };
@@ -421,7 +428,7 @@ impl Controller {
             return Some(self.roll_back(now, inputs, &watch, reason));
         }
         let elapsed = now.saturating_duration_since(watch.since);
-        if elapsed < self.rules.verify_window && self.is_laden(now, inputs) {
+        if self.is_laden(now, inputs) {
             return Some(Decision::Change { settings: self.written, apply: Apply::Restart });
         }
         let watch = self.watch.as_mut()?;
@@ -458,8 +465,8 @@ impl Controller {
             && *settings == self.effective
     }
 
-    /// Whether the broker that was just restarted is above its memory limit by what it stores, and was
-    /// laden with as much before: a save keeps what waits for clean sessions, the next start reads it,
+    /// Whether the broker that was just restarted is above its memory limit by what it stores, and stored
+    /// as much before: a save keeps what waits for clean sessions, the next start reads it,
     /// nobody gets it, and the start after that is free of it (measured: `tests/semantics.rs`).
     fn is_laden(&self, now: Instant, inputs: &Inputs) -> bool {
         let Some(watch) = self.watch.filter(|watch| watch.apply == Apply::Restart) else {
@@ -467,8 +474,8 @@ impl Controller {
         };
         let persists = self.effective.effective(Knob::Persistence, &inputs.envelope.site) != 0;
         let health = &inputs.health;
-        let (Some(share_before), Some(share), Some(stored)) =
-            (watch.before.memory_share, health.memory_share, inputs.stored_share)
+        let (Some(share), Some(stored), Some(stored_before)) =
+            (health.memory_share, inputs.stored_share, watch.stored_share)
         else {
             return false;
         };
@@ -476,10 +483,11 @@ impl Controller {
             && !watch.is_unladen
             && health.is_serving
             && self.written == self.effective
+            && inputs.envelope.confine(self.written) == self.written
             && self.requested.is_none()
             && share > 1.0
             && share - stored <= 1.0
-            && share_before > share * LADEN_SHARE_MIN
+            && stored_before > stored * LADEN_SHARE_MIN
             && self.failures < self.rules.failures_max
             && self.wait_until.is_none_or(|until| now >= until)
             && self.restart_permit(now, inputs).is_ok()

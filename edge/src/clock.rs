@@ -38,6 +38,12 @@ impl Clocks {
         Self { unix_s: unix_s(), boot: boot() }
     }
 
+    /// When the machine booted, by the clock on the wall as it goes now.
+    #[must_use]
+    pub fn booted_unix_s(&self) -> Option<u64> {
+        Some(self.unix_s.saturating_sub(self.boot?.since_s))
+    }
+
     /// By how many seconds the clock on the wall was stepped since `then`, forwards counted positive; 0
     /// where nobody can tell.
     #[must_use]
@@ -59,4 +65,17 @@ fn boot() -> Option<Boot> {
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it saturates")]
     let since_s = uptime_s as u64;
     Some(Boot { id, since_s })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_machine_shows_its_boot() {
+        let (then, now) = (Clocks::now(), Clocks::now());
+        assert!(then.boot.is_some());
+        assert_eq!(then.boot.map(|boot| boot.id), now.boot.map(|boot| boot.id));
+        assert!(now.stepped_s(&then).abs() <= 1);
+    }
 }

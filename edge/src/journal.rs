@@ -30,12 +30,16 @@ pub enum Event {
     Failed,
     /// A change was undone.
     RolledBack,
+    /// The broker was restarted once more with the settings of the change before, or that was tried.
+    Restarted,
     /// A change stood its verification; the entry has the number of that change.
     Verified,
     /// An operator's order was carried out.
     Ordered,
     /// A person's request waits for a restart.
     Scheduled,
+    /// A person's request is not made, or not by itself; the entry has the number of that request.
+    Dropped,
     /// Someone else changed the drop-in.
     HandsOff,
     /// Another model is in use.
@@ -57,9 +61,11 @@ impl fmt::Display for Event {
             Self::Changed => "changed",
             Self::Failed => "tried, and it did not go through",
             Self::RolledBack => "undone",
+            Self::Restarted => "restarted once more",
             Self::Verified => "stood its verification",
             Self::Ordered => "ordered",
             Self::Scheduled => "waits for a restart",
+            Self::Dropped => "waits no longer",
             Self::HandsOff => "hands off",
             Self::ModelReplaced => "another model is in use",
             Self::ModelRefused => "a new model was refused",
@@ -165,7 +171,7 @@ pub(crate) fn utc(unix_s: u64) -> String {
 }
 
 /// A broker's health for people.
-struct Shown<'h>(&'h Health);
+pub(crate) struct Shown<'h>(pub(crate) &'h Health);
 
 impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

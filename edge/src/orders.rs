@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::apply::{Applied, Applier, ApplyError};
 use crate::journal::{Entry, Event, Journal};
 use crate::plan::Plan;
-use crate::state::{How, Standing, State};
+use crate::state::{How, Scheduled, Standing, State};
 
 /// Version of [`Answer`]'s shape.
 const ANSWER_VERSION: u32 = 1;
@@ -207,6 +207,23 @@ pub struct Facts<'f> {
 ///
 /// Blocks as [`Applier::apply`] does. Never fails: the answer says what did not go.
 pub fn carry_out(applier: &mut Applier, facts: &Facts<'_>, order: &Order) -> Answer {
+    let waiting = applier.state().scheduled;
+    let answer = carry_out_alone(applier, facts, order);
+    if applier.state().scheduled.is_none() {
+        note_dropped(applier.state_dir(), waiting, order);
+    }
+    answer
+}
+
+/// Notes that what waited for a restart is not made, because of an order.
+pub fn note_dropped(state_dir: &Path, waiting: Option<Scheduled>, order: &Order) {
+    if let Some(waiting) = waiting {
+        let why = format!("edge {order} came before the restart that it waited for");
+        append(state_dir, &Entry::new(waiting.id, Event::Dropped, why));
+    }
+}
+
+fn carry_out_alone(applier: &mut Applier, facts: &Facts<'_>, order: &Order) -> Answer {
     if !order.touches_broker() {
         let mut state = applier.state().clone();
         let answer = stand(&mut state, order);
@@ -253,8 +270,11 @@ pub fn stand(state: &mut State, order: &Order) -> Answer {
 pub fn note(state_dir: &Path, answer: &Answer, id: u64) {
     let event = if answer.done { Event::Ordered } else { Event::Failed };
     let why = format!("edge {}: {}", answer.order, answer.said);
-    let entry = Entry { diff: answer.diff.clone(), ..Entry::new(id, event, why) };
-    if let Err(error) = Journal::in_dir(state_dir).append(&entry) {
+    append(state_dir, &Entry { diff: answer.diff.clone(), ..Entry::new(id, event, why) });
+}
+
+fn append(state_dir: &Path, entry: &Entry) {
+    if let Err(error) = Journal::in_dir(state_dir).append(entry) {
         tracing::warn!(%error, "The journal lacks an order.");
     }
 }
@@ -335,6 +355,7 @@ fn restore(
         (state.pinned, state.scheduled) = (None, None);
     })?;
     applier.check_ours()?;
+    applier.take_up_ours();
     let mut plan = plan_to(applier, None, "the operator's `off --restore`");
     if plan.diff().is_empty() && plan.how == How::Reload && applier.state().written.is_none() {
         let said = "off; there is nothing of edge's in the broker's configuration";
@@ -379,7 +400,15 @@ fn plan_to(applier: &Applier, target: Option<Settings>, why: &str) -> Plan {
     let takes_restart = |knob: Knob| knob.spec().apply == Apply::Restart;
     let is_restart = effective.differing(&to).iter().any(takes_restart);
     let how = if is_restart { How::Restart } else { How::Reload };
-    Plan { from, to, how, why: why.into(), is_roll_back: true, is_asked_for: false }
+    Plan {
+        from,
+        to,
+        how,
+        why: why.into(),
+        is_roll_back: true,
+        is_asked_for: false,
+        is_unloading: false,
+    }
 }
 
 /// Options that run with another value than is written.

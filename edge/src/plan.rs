@@ -22,6 +22,9 @@ pub struct Plan {
     pub is_roll_back: bool,
     /// A person asked for it over HTTP: no input weighed.
     pub is_asked_for: bool,
+    /// It changes no setting, but belongs to the change before it: it sheds what that one's restart
+    /// carried over.
+    pub is_unloading: bool,
 }
 
 impl Plan {

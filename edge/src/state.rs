@@ -175,26 +175,34 @@ impl State {
         (self.intent, self.rolls_back) = (None, false);
     }
 
-    /// Dates all that is noted by the clock on the wall as it goes now: a step of it within this boot
-    /// makes nothing older or younger.
-    fn follow_clock(&mut self, now: Clocks) {
+    /// Dates what was noted since the boot by the clock on the wall as it goes now: a step of it within
+    /// this boot makes nothing older or younger. What is of before the boot was dated by a clock of then.
+    pub fn follow_clock(&mut self, now: Clocks) {
         let stepped_s = now.stepped_s(&self.clocks);
+        let booted_unix_s = self.clocks.booted_unix_s();
         // The clock of the boot is read in whole seconds, and the other one is slewed.
         if stepped_s.unsigned_abs() > STEP_S_MIN {
             let dates = self.restarts_unix_s.iter_mut().chain(&mut self.starts_unix_s);
-            for at in dates.chain(self.before.as_mut().map(|before| &mut before.at_unix_s)) {
+            let dates = dates.chain(self.before.as_mut().map(|before| &mut before.at_unix_s));
+            for at in dates.filter(|at| booted_unix_s.is_some_and(|booted| **at >= booted)) {
                 *at = at.saturating_add_signed(stepped_s);
             }
         }
         self.clocks = now;
     }
 
-    /// How long ago each restart was, in seconds, oldest first. One in the future is of a clock that was
-    /// set back: it counts as just made.
-    pub fn restart_ages_s(&self, now: Clocks) -> impl Iterator<Item = u64> {
+    /// The same state, dated by the clocks of now.
+    #[must_use]
+    pub fn followed(&self, now: Clocks) -> Self {
         let mut state = self.clone();
         state.follow_clock(now);
-        state.restarts_unix_s.into_iter().map(move |at| now.unix_s.saturating_sub(at))
+        state
+    }
+
+    /// How long before the clocks of the state each restart was, in seconds, oldest first. One in their
+    /// future is of a clock that was set back: it counts as just made.
+    pub fn restart_ages_s(&self) -> impl Iterator<Item = u64> {
+        self.restarts_unix_s.iter().map(|&at| self.clocks.unix_s.saturating_sub(at))
     }
 
     /// Notes a start of the agent, and how many of them lie within `within_s` before it.
@@ -482,19 +490,28 @@ pub(crate) mod tests {
         for stepped_s in [-86_400, 86_400] {
             let mut state = State::default();
             state.note_restart(at(start, 100));
+            state.before = Some(Before { at_unix_s: start, health: Health::default() });
             let later = at((start + 600).saturating_add_signed(stepped_s), 700);
-            assert_eq!(state.restart_ages_s(later).collect::<Vec<_>>(), [600]);
+            assert_eq!(ages_s(&state, later), [600]);
+            assert_eq!(state.followed(later).before.unwrap().at_unix_s, later.unix_s - 600);
             state.note_start(later, 10);
             state.note_restart(later);
-            assert_eq!(state.restart_ages_s(later).collect::<Vec<_>>(), [600, 0]);
+            assert_eq!(ages_s(&state, later), [600, 0]);
             let hour = Clocks { unix_s: later.unix_s + 3600, boot: None };
-            assert_eq!(state.restart_ages_s(hour).collect::<Vec<_>>(), [4200, 3600]);
+            assert_eq!(ages_s(&state, hour), [4200, 3600]);
         }
-        // Another boot: only the clock on the wall is left.
+        // Another boot: only the clock on the wall is left. It comes up 8 hours ahead, and is set back.
         let mut state = State::default();
         state.note_restart(at(start, 100));
-        let booted = Clocks { unix_s: start + 900, boot: Some(Boot { id: 2, since_s: 5 }) };
-        assert_eq!(state.restart_ages_s(booted).collect::<Vec<_>>(), [900]);
+        let booted = |unix_s, since_s| Clocks { unix_s, boot: Some(Boot { id: 2, since_s }) };
+        assert_eq!(ages_s(&state, booted(start + 900, 5)), [900]);
+        state.note_start(booted(start + 900 + 8 * 3600, 5), 10);
+        state.note_restart(booted(start + 905 + 8 * 3600, 10));
+        assert_eq!(ages_s(&state, booted(start + 1000, 105)), [1000, 95]);
+    }
+
+    fn ages_s(state: &State, now: Clocks) -> Vec<u64> {
+        state.followed(now).restart_ages_s().collect()
     }
 
     #[test]

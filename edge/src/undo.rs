@@ -72,7 +72,15 @@ mod tests {
             settings
         };
         let (from, to) = (settings(from), settings(to));
-        Plan { from, to, how, why: String::new(), is_roll_back: false, is_asked_for: false }
+        Plan {
+            from,
+            to,
+            how,
+            why: String::new(),
+            is_roll_back: false,
+            is_asked_for: false,
+            is_unloading: false,
+        }
     }
 
     fn site(drop_in: &str) -> Site {

@@ -20,6 +20,8 @@ pub(super) struct Watch {
     pub(super) last_good: Settings,
     /// Where the memory's share of the limit was, and how fast it grew.
     growth: Growth,
+    /// What the broker stored before it, over the limit.
+    pub(super) stored_share: Option<f32>,
     latency_us: Mean,
     dropped_share: Mean,
     /// Since when it has answered nobody.
@@ -56,6 +58,7 @@ impl Watch {
             before,
             last_good,
             growth,
+            stored_share: None,
             latency_us,
             dropped_share,
             down_since,
@@ -69,6 +72,11 @@ impl Watch {
     /// The same, over memory that grew so before the change.
     pub(super) fn with_growth(self, growth: Growth) -> Watch {
         Watch { growth, ..self }
+    }
+
+    /// The same, over a broker that stored so much before the change.
+    pub(super) fn with_stored(self, stored_share: Option<f32>) -> Watch {
+        Watch { stored_share, ..self }
     }
 
     /// The same, where the second restart was tried.

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::{Agent, Verdict};
 use crate::apply::ApplyError;
-use crate::journal::{Entry, Event, Influence};
+use crate::journal::{Entry, Event, Influence, Shown};
 use crate::model::ModelNews;
 use crate::plan::Plan;
 use crate::state::How;
@@ -22,7 +22,11 @@ const INFLUENCES_MAX: usize = 3;
 impl Agent {
     /// The account of a change that is about to be made, with its number.
     pub(super) fn account_of(&mut self, plan: &Plan, health: Health) -> Entry {
-        let event = if plan.is_roll_back { Event::RolledBack } else { Event::Changed };
+        let event = match plan {
+            Plan { is_roll_back: true, .. } => Event::RolledBack,
+            Plan { is_unloading: true, .. } => Event::Restarted,
+            _ => Event::Changed,
+        };
         let id = match self.applier.state().scheduled {
             // It was numbered when it was asked for.
             Some(scheduled) if plan.is_asked_for && plan.how == How::Restart => scheduled.id,
@@ -33,7 +37,7 @@ impl Agent {
             diff: plan.diff(),
             how: Some(plan.how),
             before: Some(health),
-            undo: if plan.from == plan.to {
+            undo: if plan.is_unloading {
                 Vec::new()
             } else {
                 undo::commands(&self.site, plan, pid)
@@ -86,6 +90,14 @@ impl Agent {
 
     /// Completes the account of a change by how it ended, and keeps it.
     pub(super) fn conclude(&mut self, mut entry: Entry, verdict: &Verdict) {
+        if entry.event == Event::Restarted {
+            // It belongs to the change before it, which is still what is watched and told.
+            if let Verdict::Failed(_, error) = verdict {
+                entry.why = format!("{}; {error}", entry.why);
+            }
+            self.note(&entry);
+            return;
+        }
         match verdict {
             Verdict::Failed(plan, error) => {
                 entry.event = Event::Failed;
@@ -94,8 +106,6 @@ impl Agent {
                 // What could not be undone is still watched.
                 self.watched = self.watched.filter(|_| plan.is_roll_back);
             }
-            // A restart with the same settings belongs to the change before it.
-            Verdict::Changed(plan, _) if plan.from == plan.to && self.watched.is_some() => {}
             _ => self.watched = (entry.event == Event::Changed).then_some(entry.id),
         }
         let undone = verdict.plan().filter(|plan| plan.is_roll_back);
@@ -144,7 +154,8 @@ impl Agent {
         };
         let after = Some(verified.after);
         let why = "nothing got worse over the verify window";
-        tracing::info!(id, "The change stood its verification.");
+        let (before, seen) = (Shown(&verified.before), Shown(&verified.after));
+        tracing::info!(id, %before, after = %seen, "The change stood its verification.");
         self.note(&Entry { after, ..Entry::new(id, Event::Verified, why) });
         if let Some(last) = self.last.as_mut().filter(|last| last.id == id) {
             last.after = after;
@@ -159,7 +170,7 @@ impl Agent {
         }
         let why = "nothing of it is left to change: it is in force, or may no longer be set";
         tracing::info!(scheduled.id, why, "Asked for over HTTP.");
-        self.note(&Entry::new(scheduled.id, Event::Failed, why));
+        self.note(&Entry::new(scheduled.id, Event::Dropped, why));
         self.forget_scheduled();
     }
 

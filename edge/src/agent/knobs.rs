@@ -52,6 +52,7 @@ impl Agent {
             why: ASKED_FOR.into(),
             is_roll_back: false,
             is_asked_for: true,
+            is_unloading: false,
         };
         let decision = Decision::Change { settings: target, apply: Apply::Reload };
         match self.carry_out(plan, &decision, self.health()) {
@@ -107,6 +108,7 @@ impl Agent {
         let id = self.applier.number_decision();
         let earlier = self.controller.requested().copied().unwrap_or_default();
         let settings = earlier.with_stated(&asked);
+        let superseded = self.applier.state().scheduled;
         let scheduled = Some(Scheduled { id, settings });
         if let Err(error) = self.applier.remember(|state| state.scheduled = scheduled) {
             return KnobsAnswer::Failed(error.to_string());
@@ -119,10 +121,17 @@ impl Agent {
             why: String::new(),
             is_roll_back: false,
             is_asked_for: true,
+            is_unloading: false,
         }
         .diff();
         tracing::info!(id, what = diff.join(", "), "Asked for over HTTP; waits for a restart.");
         let why = "asked for over HTTP; made as soon as budget, quiet hours and the broker's state permit a restart";
+        if let Some(superseded) = superseded {
+            let why = format!(
+                "taken into decision {id}, which was asked for later: where both state an option, the later one holds"
+            );
+            self.note(&Entry::new(superseded.id, Event::Dropped, why));
+        }
         self.note(&Entry { diff, ..Entry::new(id, Event::Scheduled, why) });
         KnobsAnswer::Scheduled { id, skipped }
     }

@@ -25,7 +25,7 @@ pub(crate) use report::NO_READ_BACK;
 pub use report::{BrokerReport, OptionReport, Report, VerdictReport};
 pub use tick::{Mode, Tick, Verdict};
 
-use crate::apply::{Applier, ApplyError, Recovery, unix_s};
+use crate::apply::{Applier, ApplyError, Recovery};
 use crate::clock::{self, Clocks};
 use crate::fs::{self, FileError};
 use crate::journal::{Entry, Journal};
@@ -275,10 +275,9 @@ impl Agent {
 
     /// Hands the controller what the memory holds.
     fn recall(&mut self) {
-        let state = self.applier.state();
-        let now_s = unix_s();
-        let ages: Vec<Duration> =
-            state.restart_ages_s(Clocks::now()).map(Duration::from_secs).collect();
+        let now = Clocks::now();
+        let state = self.applier.state().followed(now);
+        let ages: Vec<Duration> = state.restart_ages_s().map(Duration::from_secs).collect();
         let failures = u8::try_from(state.failures).unwrap_or(u8::MAX);
         let written = self.applier.written().ok().flatten().unwrap_or_default();
         let effective = state.effective.map_or(written, |effective| effective.settings);
@@ -289,7 +288,8 @@ impl Agent {
             controller.request(scheduled.settings);
         }
         if state.good != state.written || state.undoing.failures > 0 {
-            let is_young = |before: &Before| now_s.abs_diff(before.at_unix_s) <= BEFORE_AGE_MAX_S;
+            let is_young =
+                |before: &Before| now.unix_s.abs_diff(before.at_unix_s) <= BEFORE_AGE_MAX_S;
             let serving = Health { is_serving: true, ..Health::default() };
             let before = state.before.filter(is_young).map_or(serving, |before| before.health);
             controller.watch_again(clock::now(), state.good.unwrap_or_default(), before);

@@ -13,6 +13,7 @@ use super::Agent;
 use super::knobs::ASKED_FOR;
 use crate::apply::{Applied, ApplyError, Restored, unix_s};
 use crate::clock;
+use crate::journal::{Entry, Event, Shown};
 use crate::orders::Restraint;
 use crate::plan::Plan;
 use crate::ready;
@@ -422,7 +423,8 @@ impl Agent {
             _ => self.load(),
         };
         let from = *self.controller.written();
-        Ok(Plan { from, to: settings, how, why, is_roll_back, is_asked_for })
+        let is_unloading = self.controller.unloads(decision);
+        Ok(Plan { from, to: settings, how, why, is_roll_back, is_asked_for, is_unloading })
     }
 
     /// That every change waits for the broker's process to be known, in words: without it nobody
@@ -456,7 +458,8 @@ impl Agent {
         }
         let account = self.account_of(&plan, health);
         let inputs: Vec<_> = account.influences.iter().map(ToString::to_string).collect();
-        tracing::info!(id = account.id, what = plan.what(), how = %plan.how, why = %plan.why, inputs = inputs.join(", "), "Changing the broker's settings.");
+        let (before, expected) = (Shown(&health), account.expected.join("; "));
+        tracing::info!(id = account.id, what = plan.what(), how = %plan.how, why = %plan.why, inputs = inputs.join(", "), %before, expected, "Changing the broker's settings.");
         let to = (plan.to != Settings::UNWRITTEN || self.applier.state().written.is_some())
             .then_some(plan.to);
         if !plan.is_roll_back && self.controller.before_watched().is_none() {
@@ -486,7 +489,7 @@ impl Agent {
             self.note_good();
         }
         self.note_failures();
-        self.forget_scheduled();
+        self.end_scheduled(&plan);
         let verdict = match applied {
             Ok(applied) => {
                 self.process = Some(applied.ready.process);
@@ -539,7 +542,19 @@ impl Agent {
         outcome
     }
 
-    /// What was asked for is done, or was tried.
+    /// What was asked for is done, was tried, or gave way to `plan`.
+    fn end_scheduled(&mut self, plan: &Plan) {
+        if let Some(scheduled) = self.applier.state().scheduled
+            && self.controller.requested().is_none()
+            && !plan.is_asked_for
+        {
+            let why = format!("a restart came before it: {}", plan.why);
+            self.note(&Entry::new(scheduled.id, Event::Dropped, why));
+        }
+        self.forget_scheduled();
+    }
+
+    /// Where nothing waits any more.
     pub(super) fn forget_scheduled(&mut self) {
         if self.controller.requested().is_none()
             && let Err(error) = self.applier.remember(|state| state.scheduled = None)

@@ -119,12 +119,14 @@ impl Applier {
     }
 
     /// Takes up a drop-in of ours whose record was lost: else `off --restore` would leave it there.
-    fn take_up_ours(&mut self) {
+    pub fn take_up_ours(&mut self) {
         if self.state.written_sha256.is_none()
             && self.state.intent.is_none()
             && let Ok(Some(settings)) = self.found_of_ours()
         {
             self.state.note_written(Some(settings));
+            // Nobody watches it any more.
+            self.state.good = Some(settings);
         }
     }
 
@@ -188,7 +190,9 @@ impl Applier {
     /// How the broker does before a change; stored as [`Applier::number_decision`].
     pub fn note_before(&mut self, health: Health) {
         self.is_unstored = true;
-        self.state.before = Some(Before { at_unix_s: unix_s(), health });
+        let now = Clocks::now();
+        self.state.follow_clock(now);
+        self.state.before = Some(Before { at_unix_s: now.unix_s, health });
     }
 
     /// Restarts that were asked for since this applier was opened, those that failed too.

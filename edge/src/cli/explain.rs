@@ -33,9 +33,12 @@ pub(super) fn explain(config: &Config, id: Option<u64>, json: bool) -> anyhow::R
 fn text(entries: &[Entry], is_full: bool) -> String {
     let line = |entry: &Entry| {
         let what = match entry.event {
-            Event::Ordered | Event::HandsOff | Event::ModelReplaced | Event::ModelRefused => {
-                entry.why.clone()
-            }
+            Event::Ordered
+            | Event::Restarted
+            | Event::Dropped
+            | Event::HandsOff
+            | Event::ModelReplaced
+            | Event::ModelRefused => entry.why.clone(),
             _ => entry.diff.join(", "),
         };
         format!("{:>6}  {}  {}: {what}\n", entry.id, entry.at(), entry.event)

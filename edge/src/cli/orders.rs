@@ -57,8 +57,10 @@ fn stand(config: &Config, order: &Order) -> anyhow::Result<Answer> {
         }
         found => found?,
     };
+    let waiting = state.scheduled;
     let answer = orders::stand(&mut state, order);
     store.save(&RealFiles, &state)?;
+    orders::note_dropped(dir, waiting, order);
     orders::note(dir, &answer, state.last_decision);
     Ok(answer)
 }

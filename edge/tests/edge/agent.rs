@@ -342,7 +342,7 @@ fn what_a_restart_carried_over_is_shed_by_a_second_one() {
     assert_eq!(agent.controller().restarts_in_hour(held.at), 2);
     let entries = Journal::in_dir(&broker.path("state")).read().unwrap();
     let [changed, again, verified] = &entries[..] else { panic!("{entries:?}") };
-    assert_eq!([again.event, verified.event], [Event::Changed, Event::Verified], "{entries:?}");
+    assert_eq!([again.event, verified.event], [Event::Restarted, Event::Verified], "{entries:?}");
     assert_eq!(verified.id, changed.id, "the change is verified, not the restart");
     assert!(again.diff.is_empty() && again.undo.is_empty(), "{again:?}");
 }

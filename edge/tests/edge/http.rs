@@ -212,6 +212,16 @@ fn what_is_set_meanwhile_is_another_decision() {
     assert_ne!(Some(last.id), waiting, "{last:?}");
     assert_eq!((last.influences.len(), last.why.as_str()), (0, "asked for over HTTP"));
     assert_eq!(report.scheduled, waiting);
+
+    // Each request that is not made by itself is told so, by its number.
+    let (status, body) = http.post("/apply_knobs", &json!({"max_queued_messages": 5000}));
+    assert_eq!(status, 202, "{body}");
+    let later = body["id"].as_u64().unwrap();
+    let (_, out, _) = on(&site.config, &["explain", &waiting.unwrap().to_string()]);
+    assert!(out.contains(&format!("taken into decision {later}")), "{out}");
+    site.done(&["pause"]);
+    let (_, out, _) = on(&site.config, &["explain", &later.to_string()]);
+    assert!(out.contains("waits no longer") && out.contains("edge pause came before"), "{out}");
     drop(agent);
 }
 

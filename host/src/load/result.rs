@@ -65,8 +65,8 @@ pub struct LoadResult {
 }
 
 impl LoadResult {
-    /// Whether half of the seconds tell: too few for a comparison where the run is void, but enough for
-    /// a difference as large as that between a broker that fails and one that does not.
+    /// Whether at most half of the seconds are void: enough for a difference as large as that between a
+    /// broker that fails and one that does not, also where the run is void for a comparison.
     #[must_use]
     pub fn is_telling(&self) -> bool {
         self.score.is_some() && self.seconds_void * 2 <= self.seconds
