@@ -41,6 +41,20 @@ mod device {
         end: Result<(), Fault>,
     }
 
+    impl Board {
+        fn new() -> Board {
+            let (player, line) = (Player::default(), Line::new());
+            Board { player, interval: Duration::MIN, line, end: Ok(()) }
+        }
+
+        /// In place: what is moved takes its room twice, on the stack or in the task's static state.
+        fn begin(&mut self) -> Result<(), Fault> {
+            let interval_ms = self.player.begin()? / SPEED;
+            self.interval = Duration::from_millis(interval_ms.max(1).into());
+            Ok(())
+        }
+    }
+
     impl World for Board {
         fn now(&self) -> Instant {
             Instant::now()
@@ -65,10 +79,8 @@ mod device {
     }
 
     async fn replay() -> Result<(), Fault> {
-        let mut player = Player::default();
-        let interval_ms = player.begin()? / SPEED;
-        let interval = Duration::from_millis(interval_ms.max(1).into());
-        let mut board = Board { player, interval, line: Line::new(), end: Ok(()) };
+        let mut board = Board::new();
+        board.begin()?;
         pace::drive(&mut board).await;
         board.end?;
         lines::digest(&mut board.line)?;
