@@ -146,7 +146,7 @@ fn cell(outcome: &Outcome) -> String {
     let (seconds, void) = (outcome.load.seconds, outcome.load.seconds_void);
     let void = match void {
         0 => String::new(),
-        _ => format!(" ({void} of {seconds} s void: the machine was too slow)"),
+        _ => format!(" ({void} of {seconds} s void)"),
     };
     let score = outcome.load.score.map_or_else(|| "-".to_owned(), |score| format!("{score:.3}"));
     format!("{score}{void}")
@@ -216,7 +216,7 @@ mod tests {
         assert!(text.contains("shared this machine and were not\npinned"), "{text}");
         assert!(!text.contains("void"), "{text}");
         let text = report(outcome(0.0, 0), outcome(0.95, 3)).markdown();
-        assert!(text.contains("0.950 (3 of 30 s void: the machine was too slow)"), "{text}");
+        assert!(text.contains("| 0.950 (3 of 30 s void) |"), "{text}");
         assert!(text.contains("it says nothing about the broker"), "{text}");
     }
 
