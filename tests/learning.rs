@@ -91,7 +91,6 @@ fn trained_policies_beat_untrained_ones_and_the_first_random_settings() {
     args.extend(paths.iter().flat_map(|path| ["--model", path.as_str()]));
     args.extend(SCENARIOS.iter().flat_map(|scenario| ["--scenario", scenario]));
     let document = run(&args);
-    assert_eq!(document["is_complete"], true, "not all was measured");
 
     let of = |is_meant: &dyn Fn(&str) -> bool| interval(&policy_means(&document, is_meant));
     let trained = of(&|arm| arm.starts_with("trained-"));
@@ -113,6 +112,7 @@ fn trained_policies_beat_untrained_ones_and_the_first_random_settings() {
     if void == 0 {
         std::fs::remove_dir_all(&dir).unwrap();
     }
+    assert_eq!(document["is_complete"], true, "not all was measured");
     assert!(trained.0 > untrained.0, "not above the untrained actors");
     assert!(trained.0 > random.0, "not above the first random settings");
 }
