@@ -41,7 +41,6 @@ fn wants(wanted: Settings) -> Inputs {
         stored_share: Some(0.4),
         state_at_risk: false,
         quiet_hours: false,
-        gain: None,
     }
 }
 
@@ -243,12 +242,42 @@ fn each_veto_is_named() {
     for (inputs, reason) in [
         (Inputs { quiet_hours: true, ..base }, HoldReason::QuietHours),
         (Inputs { state_at_risk: true, ..base }, HoldReason::StateAtRisk),
-        (Inputs { gain: Some(0.001), ..base }, HoldReason::NotWorthIt),
         (Inputs { health: Health::default(), ..base }, HoldReason::NotServing),
     ] {
         assert_eq!(ripe(inputs), Decision::Hold(reason));
     }
     assert!(matches!(ripe(base), Decision::Change { .. }));
+}
+
+/// Of settings of ours it is seen what they lose; of others a restart is made whatever is seen.
+#[test]
+fn a_broker_that_does_well_on_our_settings_is_not_restarted() {
+    let ripe = |from: Settings, health: Health, rules: Rules| {
+        let mut controller = Controller::new(rules, from);
+        let inputs = Inputs { health, ..wants(window(1000)) };
+        controller.step(at(0), &inputs);
+        controller.step(at(60), &inputs)
+    };
+    let rules = Rules::default();
+    let restart = Decision::Change { settings: window(1000), apply: Apply::Restart };
+    let not_worth_it = Decision::Hold(HoldReason::NotWorthIt);
+    assert_eq!(ripe(window(100), healthy(), rules), not_worth_it);
+    assert_eq!(ripe(Settings::UNWRITTEN, healthy(), rules), restart);
+    let reloadable = with(&[(Knob::AutosaveInterval, 300)]);
+    let first = ripe(reloadable, healthy(), rules);
+    assert!(matches!(first, Decision::Change { apply: Apply::Restart, .. }), "{first:?}");
+    assert_eq!(ripe(window(100), healthy(), Rules { restart_gain_min: 0.0, ..rules }), restart);
+    for (health, decision) in [
+        (Health { dropped_share: Some(0.009), ..healthy() }, not_worth_it),
+        (Health { dropped_share: Some(0.01), ..healthy() }, restart),
+        (Health { dropped_share: None, ..healthy() }, restart),
+        (Health { memory_share: Some(0.71), ..healthy() }, restart),
+        (Health { memory_share: None, ..healthy() }, not_worth_it),
+        (Health { probe_latency_us: Some(10_001.0), ..healthy() }, restart),
+        (Health { probe_latency_us: None, ..healthy() }, not_worth_it),
+    ] {
+        assert_eq!(ripe(window(100), health, rules), decision, "{health:?}");
+    }
 }
 
 #[test]

@@ -76,7 +76,6 @@ impl<'m> Replay<'m> {
             stored_share: metrics.store_bytes.map(|bytes| self.head.targets.memory_share(bytes)),
             state_at_risk: record.state_at_risk,
             quiet_hours: record.quiet_hours,
-            gain: None,
         };
         let decision = controller.step(sample.at, &inputs);
         controller.applied(sample.at, &decision, Outcome::Done, health);

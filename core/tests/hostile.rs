@@ -340,9 +340,7 @@ impl<'m> Week<'m> {
         let quiet_hours = self.seed.is_multiple_of(2) && now_s % DAY_S < 8 * HOUR_S;
         let state_at_risk = self.world.load.state_at_risk;
         let stored_share = metrics.store_bytes.map(|bytes| targets.memory_share(bytes));
-        let gain = None;
-        let inputs =
-            Inputs { wanted, envelope, health, stored_share, state_at_risk, quiet_hours, gain };
+        let inputs = Inputs { wanted, envelope, health, stored_share, state_at_risk, quiet_hours };
         let decision = self.controller.step(sample.at, &inputs);
         let (settings, apply, undoes) = match &decision {
             Decision::Hold(_) => return,

@@ -477,6 +477,7 @@ fn rules(config: &Config) -> Rules {
         verify_window: Duration::from_secs(decide.verify_window_s.into()),
         restarts_per_hour_max: decide.restarts_per_hour_max,
         restarts_per_day_max: decide.restarts_per_day_max,
+        restart_gain_min: f32::from(decide.restart_gain_min_percent) / 100.0,
         allow_state_loss: decide.allow_state_loss,
         back_off: Duration::from_secs(decide.back_off_s.into()),
         ..Rules::for_deadline(config.targets.deadline_ms)

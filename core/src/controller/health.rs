@@ -1,5 +1,6 @@
 //! How the broker does, as one decision sees it.
 
+use super::Rules;
 use crate::features::Targets;
 use crate::sample::Metrics;
 
@@ -38,6 +39,16 @@ impl Health {
             clients: metrics.clients_others,
             memory_share: metrics.rss_bytes.map(|bytes| targets.memory_share(bytes)),
         }
+    }
+
+    /// The most that other settings could gain in score, 0 to 1, as far as it shows what these lose: the
+    /// share that is dropped, or anything at all where the probe takes longer than nobody minds or memory
+    /// is short. `None` where drops are not known.
+    #[must_use]
+    pub fn gain_max(&self, rules: &Rules) -> Option<f32> {
+        let is_slow = self.probe_latency_us.is_some_and(|us| us > rules.worse_latency_us_min);
+        let is_short = self.memory_share.is_some_and(|share| share > rules.ample_memory_share_max);
+        if is_slow || is_short { Some(1.0) } else { self.dropped_share }
     }
 
     /// Whether every figure that `before` had is there.

@@ -23,7 +23,7 @@ pub enum HoldReason {
     QuietHours,
     /// A restart would lose state; a person must allow it.
     StateAtRisk,
-    /// The expected gain is not worth the outage.
+    /// What can be gained is not worth the outage.
     NotWorthIt,
     /// Waiting after a failure.
     BackingOff,
@@ -46,7 +46,7 @@ impl fmt::Display for HoldReason {
             HoldReason::StateAtRisk => {
                 "a restart would lose sessions or messages; allow_state_loss permits it"
             }
-            HoldReason::NotWorthIt => "the expected gain is not worth a restart",
+            HoldReason::NotWorthIt => "too little is lost to be worth a restart",
             HoldReason::BackingOff => "waiting after a failed change",
             HoldReason::Failed => "too many failed changes: watching only, until a person resumes",
             HoldReason::Paused => "paused, until a person resumes",

@@ -33,8 +33,11 @@ pub struct Rules {
     pub back_off: Duration,
     /// Failures after which the agent only holds, until told to resume.
     pub failures_max: u8,
-    /// Least expected gain in score that is worth a restart, where the policy can tell.
+    /// Least score that must be there to gain for a restart of a broker that runs on settings of ours:
+    /// see [`Health::gain_max`](super::Health::gain_max). 0: none is asked for.
     pub restart_gain_min: f32,
+    /// Memory is not short up to this share of what the site permits.
+    pub ample_memory_share_max: f32,
     /// A change is worse when the probe's latency exceeds this multiple of what it was before ...
     pub worse_latency_factor: f32,
     /// ... and this: below it nobody minds.
@@ -59,7 +62,8 @@ impl Default for Rules {
             allow_state_loss: false,
             back_off: Duration::from_secs(60),
             failures_max: 3,
-            restart_gain_min: 0.02,
+            restart_gain_min: 0.01,
+            ample_memory_share_max: 0.7,
             worse_latency_factor: 4.0,
             worse_latency_us_min: 10_000.0,
             worse_dropped_share: 0.1,

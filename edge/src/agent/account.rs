@@ -50,7 +50,7 @@ impl Agent {
             if !plan.is_asked_for {
                 entry.influences = self.influences(plan);
             }
-            entry.expected = self.expected(plan);
+            entry.expected = self.expected(plan, &health);
         }
         entry
     }
@@ -71,12 +71,19 @@ impl Agent {
         weights.iter().take(INFLUENCES_MAX).map(|weight| influence(weight, &measured)).collect()
     }
 
-    /// What each changed option is for, and by what the change is judged. The model says what it
-    /// wants, not what it is worth: there is no figure to give.
-    fn expected(&self, plan: &Plan) -> Vec<String> {
+    /// What each changed option is for, what a restart may gain at most, and by what the change is
+    /// judged. The model says what it wants, not what it is worth: there is no other figure to give.
+    fn expected(&self, plan: &Plan, health: &Health) -> Vec<String> {
         let rules = &self.site.rules;
         let purpose = |knob: Knob| format!("{knob}: {}", knob.spec().why);
         let mut expected: Vec<String> = plan.from.differing(&plan.to).iter().map(purpose).collect();
+        let gain_max = health.gain_max(rules).filter(|_| plan.how == How::Restart);
+        expected.extend(gain_max.map(|gain| match gain {
+            gain if gain < 1.0 => {
+                format!("at most {:.1} % more deliveries: what is dropped now", gain * 100.0)
+            }
+            _ => "more deliveries in time: the probe is slow, or memory short".to_owned(),
+        }));
         expected.push(format!(
             "kept if, over {} s, the probe stays below {:.0} ms or {:.0} times what it was, drops rise by at most {:.0} %, {:.0} % of the clients come back, and memory stays within the limit",
             rules.verify_window.as_secs(),

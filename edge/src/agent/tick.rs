@@ -184,7 +184,6 @@ impl Agent {
             stored_share: self.metrics.store_bytes.map(|b| self.site.targets.memory_share(b)),
             state_at_risk: self.is_state_at_risk(sample, &self.restart_targets(wanted)),
             quiet_hours: record.quiet_hours,
-            gain: None,
         };
         let decision = self.controller.step(sample.at, &inputs);
         if mode == Mode::Act && was_watching && !self.controller.is_watching() {

@@ -47,6 +47,7 @@ fn check_ranges(config: &Config, reader: &mut Reader<'_>) {
     range("decide.verify_window_s", decide.verify_window_s, 1..=86_400);
     range("decide.restarts_per_hour_max", decide.restarts_per_hour_max.into(), 0..=32);
     range("decide.back_off_s", decide.back_off_s, 1..=86_400);
+    range("decide.restart_gain_min_percent", decide.restart_gain_min_percent.into(), 0..=100);
     range("decide.restarts_per_day_max", decide.restarts_per_day_max.into(), 0..=64);
     for text in &decide.quiet_hours {
         if Window::parse(text).is_none() {

@@ -137,6 +137,10 @@ sections! {
         restarts_per_hour_max: u8 = 4,
         /// Restarts in any 24 hours. 0 to 64; 0: nothing is changed that takes a restart.
         restarts_per_day_max: u8 = 12,
+        /// A broker that runs on the agent's settings already is restarted for others only where this
+        /// share of its deliveries is dropped, in percent, its memory is short, or the probe takes more
+        /// than a quarter of targets.deadline_ms. 0 to 100; 0: whenever others are wanted.
+        restart_gain_min_percent: u8 = 1,
         /// Times of day without restarts, as in ["22:00-06:00", "12:00-13:00"], by the clock on
         /// the wall.
         quiet_hours: Vec<String> = Vec::new(),

@@ -123,6 +123,7 @@ fn impatient() -> Rules {
         restarts_per_hour_max: 32,
         dead_band_steps: 0,
         alike_steps: u8::MAX,
+        restart_gain_min: 0.0,
         worse_latency_factor: f32::INFINITY,
         worse_dropped_share: f32::INFINITY,
         clients_back_share_min: 0.0,

@@ -77,7 +77,6 @@ impl Gateway {
             // Scenarios in which restarts count are persistent, or have nothing to lose.
             state_at_risk: false,
             quiet_hours: false,
-            gain: None,
         };
         let now = world.instant();
         let decision = self.controller.step(now, &inputs);
