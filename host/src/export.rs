@@ -36,7 +36,7 @@ impl About {
     pub fn new(schema: Schema) -> About {
         About {
             schema,
-            tuned: KnobSet::tuned_by_default(),
+            tuned: crate::env::trained(),
             scenarios: String::new(),
             broker_versions: String::new(),
             scores: String::new(),

@@ -114,7 +114,7 @@ impl ExportArgs {
         let scores = if is_best { best } else { String::new() };
         Ok(About {
             schema,
-            tuned: KnobSet::tuned_by_default(),
+            tuned: crate::env::trained(),
             scenarios: self.scenarios.clone().unwrap_or(loads),
             broker_versions: self.broker_versions.clone().unwrap_or(broker),
             scores: self.scores.clone().unwrap_or(scores),

@@ -4,7 +4,6 @@ use crate::env::twin::Source;
 use crate::reward::RewardKind;
 use crate::sweep::SweepConfig;
 use crate::twin::Calibration;
-use brokertuner_core::KnobSet;
 use brokertuner_core::features::Schema;
 
 /// Random settings that the library is chosen from.
@@ -39,7 +38,7 @@ impl SweepArgs {
             capacity_msgs_per_s: parts.capacity_msgs_per_s,
             schema: parts.schema,
             reward: parts.reward,
-            tuned: KnobSet::tuned_by_default(),
+            tuned: crate::env::trained(),
             library_pool: LIBRARY_POOL,
             library_sites: LIBRARY_SITES,
             rounds: self.sweep_rounds,

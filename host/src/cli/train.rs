@@ -17,7 +17,7 @@ use crate::trial::Profile;
 use crate::twin::{Calibration, FilePolicy, Play};
 use anyhow::{Context as _, Result, bail};
 use brokertuner_core::features::Schema;
-use brokertuner_core::{KNOB_COUNT, KnobSet};
+use brokertuner_core::KNOB_COUNT;
 use brokertuner_edge::policy::ModelPolicy;
 use clap::ValueEnum;
 use rayon::prelude::*;
@@ -266,7 +266,7 @@ impl TrainArgs {
             duration: self.duration(),
             episode_steps: self.episode_steps,
             checkpoint_steps: self.checkpoint_steps,
-            tuned: KnobSet::tuned_by_default(),
+            tuned: crate::env::trained(),
             resume: self.resume,
         };
         let (scenarios, broker_versions) = (envs.loads, envs.broker);

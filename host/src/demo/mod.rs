@@ -16,7 +16,7 @@ use crate::train::{TrainConfig, Trained, train};
 use crate::trial::{Outcome, Profile, Setter, Trial, edge_program};
 use anyhow::{Context as _, Result, bail};
 use brokertuner_core::features::Schema;
-use brokertuner_core::{KNOB_COUNT, KnobSet, Settings};
+use brokertuner_core::{KNOB_COUNT, Settings};
 use report::{Measured, Report};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -145,7 +145,7 @@ impl<'a> Demo<'a> {
     fn about(&self, scores: &str) -> About {
         About {
             schema: Schema::Edge,
-            tuned: KnobSet::tuned_by_default(),
+            tuned: crate::env::trained(),
             scenarios: SCENARIOS.join(" "),
             broker_versions: self.mosquitto.version().to_string(),
             scores: scores.to_owned(),
@@ -225,7 +225,7 @@ impl<'a> Demo<'a> {
             // The gateway starts on the defaults: so do many short episodes.
             episode_steps: 5,
             checkpoint_steps: 10_000,
-            tuned: KnobSet::tuned_by_default(),
+            tuned: crate::env::trained(),
             resume: false,
         };
         let trained = train(envs, &config, self.agent()?, None)?;

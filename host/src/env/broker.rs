@@ -251,7 +251,7 @@ impl World {
             broker,
             meter: Meter::default(),
             settings: Settings::UNWRITTEN,
-            envelope: Envelope { site: site_values(scenario), ..Envelope::default() },
+            envelope: super::envelope(scenario),
             targets: targets(scenario),
             rss_limit_bytes: scenario.rss_limit_bytes as f64,
             load_config,

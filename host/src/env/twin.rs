@@ -12,7 +12,7 @@ use brokertuner_core::controller::{Decision, Rules};
 use brokertuner_core::features::{self, Schema};
 use brokertuner_core::knobs::Apply;
 use brokertuner_core::sample::Metrics;
-use brokertuner_core::{Action, Duration, Envelope, KNOB_COUNT, Settings};
+use brokertuner_core::{Action, Duration, KNOB_COUNT, Settings};
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 use std::sync::Arc;
@@ -148,7 +148,7 @@ impl Environment for TwinEnv {
             true => Settings::UNWRITTEN,
             false => {
                 let action: Action = std::array::from_fn(|_| rng.random_range(-127..=127));
-                Settings::decode(&action, &Envelope { site, ..Envelope::default() })
+                Settings::decode(&action, &super::envelope(scenario))
             }
         };
         let gateway = Gateway::new(scenario, settings, rules);
@@ -175,7 +175,7 @@ impl Environment for TwinEnv {
 
     fn step(&mut self, action: &Action) -> anyhow::Result<StepOutcome> {
         let (world, gateway) = self.world.as_mut().context("stepped before the first reset")?;
-        let wanted = Settings::decode(action, gateway.envelope());
+        let wanted = Settings::decode(action, &super::envelope(&self.scenario));
         let before = *gateway.effective();
         let decision = gateway.decide(world, &self.metrics, Some(wanted));
         let options = gateway.effective().differing(&before).iter().count();

@@ -30,7 +30,7 @@ impl Default for Architecture {
     /// to divide by, and its actor would ignore every feature: so nothing is normalised.
     fn default() -> Self {
         let hyper = Hyper { normalise: false, ..Hyper::default() };
-        let (schema, tuned) = (Schema::Edge, KnobSet::tuned_by_default());
+        let (schema, tuned) = (Schema::Edge, crate::env::trained());
         Architecture { schema, hyper, tuned, inputs: None }
     }
 }

@@ -16,7 +16,7 @@ pub(super) fn choose(
     is_interrupted: fn() -> bool,
 ) -> anyhow::Result<Vec<Output>> {
     let mut rng = config.rng(FIRST_SITE);
-    let mut random = || config.only_tuned(std::array::from_fn(|_| rng.random_range(-1.0..=1.0)));
+    let mut random = || -> Output { std::array::from_fn(|_| rng.random_range(-1.0..=1.0)) };
     let pool: Vec<Output> = (0..config.library_pool).map(|_| random()).collect();
     let table = (0..config.library_sites)
         .into_par_iter()

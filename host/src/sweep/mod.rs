@@ -21,7 +21,8 @@ use brokertuner_core::controller::Rules;
 use brokertuner_core::features::{self, Schema};
 use brokertuner_core::knobs::Apply;
 use brokertuner_core::sample::Metrics;
-use brokertuner_core::{Action, KNOB_COUNT, Knob, KnobSet, Settings, quantise_action};
+use brokertuner_core::settings::SiteValues;
+use brokertuner_core::{Action, Envelope, KNOB_COUNT, Knob, KnobSet, Settings, quantise_action};
 use rand::seq::IndexedRandom as _;
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
@@ -283,7 +284,6 @@ fn try_site(
             _ if rng.random_bool(LIBRARY_SHARE) => library.choose(rng).copied(),
             _ => Some(std::array::from_fn(|_| rng.random_range(-1.0..=1.0))),
         };
-        let output = output.map(|output| config.only_tuned(output));
         let enters = output.is_some() && tried.first().is_some_and(|first| first.is_loaded);
         let found = site.play(config, output, enters, rng);
         match found {
@@ -321,13 +321,16 @@ impl SweepConfig {
         Ok(Site { scenario: Arc::new(scenario), calibration })
     }
 
-    fn only_tuned(&self, mut output: Output) -> Output {
-        for (knob, value) in Knob::ALL.into_iter().zip(&mut output) {
+    /// What is held stays as the site has it, in actions as in the states that end with what is in force:
+    /// else critics would tell a site's own settings from the same ones proposed.
+    fn only_tuned(&self, mut action: Action, site: &SiteValues) -> Action {
+        let held = Settings::UNWRITTEN.encode(site);
+        for (knob, (raw, held)) in Knob::ALL.into_iter().zip(action.iter_mut().zip(held)) {
             if !self.tuned.contains(knob) {
-                *value = 0.0;
+                *raw = held;
             }
         }
-        output
+        action
     }
 }
 
@@ -343,9 +346,9 @@ impl Site {
         rng: &mut Pcg64Mcg,
     ) -> Option<Tried> {
         let mut eyes = Eyes::new(self, config.schema);
-        let envelope = *eyes.gateway.envelope();
-        let action: Action = match output {
-            Some(output) => quantise_action(&output),
+        let envelope = Envelope { opted_in: config.tuned, ..*eyes.gateway.envelope() };
+        let action = match output {
+            Some(output) => config.only_tuned(quantise_action(&output), &envelope.site),
             None => Settings::UNWRITTEN.encode(&envelope.site),
         };
         let settings = output.map_or(Settings::UNWRITTEN, |_| Settings::decode(&action, &envelope));
@@ -395,7 +398,7 @@ impl Site {
         while states.len() > STATES_MAX {
             states.swap_remove(rng.random_range(0..states.len()));
         }
-        let output = config.only_tuned(action.map(|raw| f32::from(raw) / 127.0));
+        let output = action.map(|raw| f32::from(raw) / 127.0);
         (!states.is_empty()).then_some(Tried { states, output, reward, is_loaded })
     }
 

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::ddpg::Hyper;
+use crate::env::broker::site_values;
 use crate::reward::DeadlinePrices;
 
 fn config() -> SweepConfig {
@@ -11,7 +12,7 @@ fn config() -> SweepConfig {
         capacity_msgs_per_s: None,
         schema: Schema::Edge,
         reward: RewardKind::Deadline(DeadlinePrices::default()),
-        tuned: KnobSet::tuned_by_default(),
+        tuned: crate::env::trained(),
         library_pool: 3,
         library_sites: 2,
         rounds: 1,
@@ -45,7 +46,10 @@ fn a_site_begins_on_the_defaults_and_only_tuned_options_move() {
             seen += 1;
             assert!(one.states.len() <= STATES_MAX && !one.states.is_empty());
             assert!(one.reward <= 1.0 && one.output.iter().all(|value| value.abs() <= 1.0));
-            let moved = |knob: Knob| one.output[knob as usize] != 0.0;
+            let held = Settings::UNWRITTEN.encode(&site_values(&site.scenario));
+            let moved = |knob: Knob| {
+                one.output[knob as usize] != f32::from(held[knob as usize]) / 127.0
+            };
             assert!(Knob::ALL.into_iter().all(|knob| config.tuned.contains(knob) || !moved(knob)));
         }
     }

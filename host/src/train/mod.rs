@@ -326,9 +326,12 @@ impl Run<'_> {
         let mut output = [0.0; KNOB_COUNT];
         let noisy = self.agent.act_noisy(env, &self.seats[env].state);
         output.copy_from_slice(&noisy);
-        for (knob, value) in brokertuner_core::Knob::ALL.into_iter().zip(&mut output) {
+        // What is held stays as it is, as far as the state ends with what is in force.
+        let state = &self.seats[env].state;
+        let in_force = state.len().checked_sub(KNOB_COUNT).map(|start| &state[start..]);
+        for (index, knob) in brokertuner_core::Knob::ALL.into_iter().enumerate() {
             if !self.config.tuned.contains(knob) {
-                *value = 0.0;
+                output[index] = in_force.map_or(0.0, |in_force| in_force[index]);
             }
         }
         let action = quantise_action(&output);

@@ -64,7 +64,7 @@ fn config(out: &Path) -> TrainConfig {
         duration: None,
         episode_steps: 4,
         checkpoint_steps: 100,
-        tuned: KnobSet::tuned_by_default(),
+        tuned: crate::env::trained(),
         resume: false,
     }
 }

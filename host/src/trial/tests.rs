@@ -5,7 +5,7 @@ use super::*;
 use crate::ddpg;
 use crate::export::{About, export};
 use brokertuner_core::features::Schema;
-use brokertuner_core::{KNOB_COUNT, Knob, KnobSet};
+use brokertuner_core::{KNOB_COUNT, Knob};
 use brokertuner_edge::config::Config;
 use brokertuner_edge::policy::ModelPolicy;
 use std::os::unix::fs::PermissionsExt as _;
@@ -27,7 +27,7 @@ fn model(schema: Schema, dir: &Path) -> PathBuf {
     let agent = ddpg::Agent::new(hyper, schema.len(), KNOB_COUNT, 1).unwrap();
     let about = About {
         schema,
-        tuned: KnobSet::tuned_by_default(),
+        tuned: crate::env::trained(),
         scenarios: "t".to_owned(),
         broker_versions: "2".to_owned(),
         scores: "none".to_owned(),

@@ -71,7 +71,7 @@ impl Policy for AgentPolicy {
         self.beyond = answer.beyond;
         let mut output = [0.0; KNOB_COUNT];
         output.copy_from_slice(&self.agent.act(&answer.features));
-        let tuned = KnobSet::tuned_by_default();
+        let tuned = crate::env::trained();
         let opted_in = Knob::ALL
             .into_iter()
             .filter(|&knob| envelope.opted_in.contains(knob) && tuned.contains(knob))
