@@ -47,9 +47,8 @@ fn a_site_begins_on_the_defaults_and_only_tuned_options_move() {
             assert!(one.states.len() <= STATES_MAX && !one.states.is_empty());
             assert!(one.reward <= 1.0 && one.output.iter().all(|value| value.abs() <= 1.0));
             let held = Settings::UNWRITTEN.encode(&site_values(&site.scenario));
-            let moved = |knob: Knob| {
-                one.output[knob as usize] != f32::from(held[knob as usize]) / 127.0
-            };
+            let moved =
+                |knob: Knob| one.output[knob as usize] != f32::from(held[knob as usize]) / 127.0;
             assert!(Knob::ALL.into_iter().all(|knob| config.tuned.contains(knob) || !moved(knob)));
         }
     }
