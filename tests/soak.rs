@@ -137,6 +137,7 @@ impl Soak {
         config.extra = format!(
             "[decide]\ninterval_ms = 250\ndwell_s = 0\nverify_window_s = 1\nback_off_s = 1\n\
              restarts_per_hour_max = {RESTARTS_MAX}\nrestarts_per_day_max = 64\n\
+             restart_gain_min_percent = 0\n\
              [http]\nlisten = \"{http}\"\n"
         );
         let mut soak = Self { broker, dir, config, http, wanted: [0, 0] };

@@ -28,9 +28,10 @@ pub(super) const WIDE: [(Knob, u64); 3] = [
     (Knob::QueuedMessagesMax, 10_000),
     (Knob::AutosaveInterval, 100),
 ];
-/// Decides as often as it may, and does not wait long for anything.
+/// Decides and restarts as often as it may, and does not wait long for anything.
 const QUICK: &str = "[decide]\ninterval_ms = 250\ndwell_s = 0\nverify_window_s = 1\nback_off_s = 1\n\
-                     restarts_per_hour_max = 32\nrestarts_per_day_max = 64\n";
+                     restarts_per_hour_max = 32\nrestarts_per_day_max = 64\n\
+                     restart_gain_min_percent = 0\n";
 /// A broker that waits at its start while a file `hold` is there, and does not start with a window
 /// of four digits while a file `refuse` is.
 const WRAPPER: &str = "#!/bin/sh\nif [ \"$1\" = -c ]; then\n\

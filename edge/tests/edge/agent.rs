@@ -568,3 +568,34 @@ fn a_refused_restart_counts_twice() {
     assert_eq!(agent.controller().restarts_in_hour(tick.at), 2);
     assert_eq!(agent.applier().state().restarts_unix_s.len(), 2);
 }
+
+/// Nothing is lost on the agent's first settings, so that others are worth no second outage; where the
+/// site wants them all the same, they are.
+#[test]
+fn a_broker_that_does_well_is_not_restarted_for_other_settings() {
+    for (rules, is_restarted) in [("", false), ("restart_gain_min_percent = 0\n", true)] {
+        let broker = Broker::start("");
+        let rules = format!("[decide]\ndwell_s = 0\nverify_window_s = 1\n{rules}");
+        let wished = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(WINDOW));
+        let wish = std::sync::Arc::clone(&wished);
+        let policy = move |view: &View<'_>, envelope: &Envelope| {
+            let mut wanted = policy(view, envelope);
+            let window = wish.load(std::sync::atomic::Ordering::Relaxed);
+            wanted.set(Knob::InflightMessagesMax, window).unwrap();
+            wanted
+        };
+        let mut agent = Agent::start(site(&broker, &rules), Box::new(policy)).unwrap();
+        until(&mut agent, "a change", |tick| matches!(tick.verdict, Verdict::Changed(..)));
+        let is_good = |agent: &mut Agent| {
+            agent.tick(Mode::Act);
+            let state = agent.applier().state();
+            (state.good == state.written).then_some(())
+        };
+        eventually("its verification", || is_good(&mut agent));
+        wished.store(4 * WINDOW, std::sync::atomic::Ordering::Relaxed);
+        let tick = until(&mut agent, "an answer", |tick| {
+            matches!(tick.verdict, Verdict::Changed(..) | Verdict::Hold(HoldReason::NotWorthIt))
+        });
+        assert_eq!(matches!(tick.verdict, Verdict::Changed(..)), is_restarted, "{tick:?}");
+    }
+}
