@@ -692,26 +692,26 @@ impl Controller {
         if !moving.any(|trend| now.saturating_duration_since(trend.since) >= self.rules.dwell) {
             return Err(HoldReason::Settling);
         }
-        if !self.is_worth_it(inputs) {
+        let gain_max = self.gain_max(&inputs.health);
+        if gain_max.is_some_and(|gain| gain < self.rules.restart_gain_min) {
             return Err(HoldReason::NotWorthIt);
         }
         self.restart_permit(now, inputs)?;
         Ok(self.with_trends(now, inputs))
     }
 
-    /// Whether a restart may gain what its outage costs.
-    ///
-    /// On settings of nobody's choice that is not known: a window too small for a link and Nagle's delay
+    /// The most that a restart may gain in score, 0 to 1; its outage costs some of it. `None` where that is
+    /// not known: on settings of nobody's choice, where a window too small for a link and Nagle's delay
     /// are seen in no figure, and the first restart gains most. What settings of ours still lose is seen.
-    /// (In the twin, 4,000 sites: a first restart gains 0.23 in the next 45 s; a later one 0.15, but
-    /// 0.006 where this says no, and 0.39 of those cost more than they gain.)
-    fn is_worth_it(&self, inputs: &Inputs) -> bool {
+    ///
+    /// (In the twin, 4,000 sites: a first restart gains 0.23 in the next 45 s; a later one 0.15, but 0.006
+    /// where this is below 0.01, and 39 % of those cost more than they gain.)
+    #[must_use]
+    pub fn gain_max(&self, health: &Health) -> Option<f32> {
         let is_ours = |knob: Knob| {
             knob.spec().apply == Apply::Restart && self.effective.get(knob) != Setting::Unwritten
         };
-        let gain_max = inputs.health.gain_max(&self.rules);
-        !Knob::ALL.into_iter().any(is_ours)
-            || gain_max.is_none_or(|gain| gain >= self.rules.restart_gain_min)
+        if Knob::ALL.into_iter().any(is_ours) { health.gain_max(&self.rules) } else { None }
     }
 
     /// What keeps from a restart, whoever wants it.

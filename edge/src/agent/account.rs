@@ -77,7 +77,8 @@ impl Agent {
         let rules = &self.site.rules;
         let purpose = |knob: Knob| format!("{knob}: {}", knob.spec().why);
         let mut expected: Vec<String> = plan.from.differing(&plan.to).iter().map(purpose).collect();
-        let gain_max = health.gain_max(rules).filter(|_| plan.how == How::Restart);
+        let is_ours = plan.how == How::Restart && !plan.is_asked_for;
+        let gain_max = self.controller.gain_max(health).filter(|_| is_ours);
         expected.extend(gain_max.map(|gain| match gain {
             gain if gain < 1.0 => {
                 format!("at most {:.1} % more deliveries: what is dropped now", gain * 100.0)
