@@ -15,6 +15,7 @@ use crate::apply::{Applied, ApplyError, Restored, unix_s};
 use crate::clock;
 use crate::journal::{Entry, Event, Shown};
 use crate::orders::Restraint;
+use crate::pid::ProcessId;
 use crate::plan::Plan;
 use crate::ready;
 use crate::sampler::Link;
@@ -298,6 +299,24 @@ impl Agent {
         {
             tracing::warn!(%error, "What the broker runs with could not be noted.");
         }
+        self.notice_unread(ready.process);
+    }
+
+    /// Where the broker shows other settings than are thought to be in force, they are not.
+    fn notice_unread(&mut self, process: ProcessId) {
+        let noted = self.applier.state().effective.filter(|noted| noted.process == process);
+        let Some(noted) = noted.filter(|noted| noted.settings != *self.controller.effective())
+        else {
+            return;
+        };
+        let knobs = noted.settings.differing(self.controller.written());
+        let knobs: Vec<&str> = knobs.iter().map(|knob| knob.spec().key).collect();
+        tracing::warn!(
+            pid = process.pid,
+            not_in_force = knobs.join(", "),
+            "The broker was started without the drop-in, or with another."
+        );
+        self.controller.found(*self.controller.written(), noted.settings);
     }
 
     fn record(&self, sample: Sample, health: Health) -> Record {

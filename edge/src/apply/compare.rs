@@ -25,33 +25,48 @@ pub(crate) fn interim(
     (interim != target).then_some(interim)
 }
 
-/// `settings` with what CONNACK shows of a written value: in force, whatever was asked of the
-/// broker.
-pub(super) fn shown(settings: Settings, written: Settings, connack: &Connack) -> Settings {
-    let shown = [
-        (Knob::InflightMessagesMax, connack.receive_maximum.map(u64::from)),
-        (Knob::PacketSizeMax, connack.packet_bytes_max.map(u64::from)),
+/// What CONNACK shows to be in force, 0 for no limit; that of MQTT 3.1.1 shows nothing.
+fn limits(connack: &Connack) -> impl Iterator<Item = (Knob, u64)> {
+    let limits = [
+        (Knob::InflightMessagesMax, connack.receive_maximum.map_or(0, u64::from)),
+        (Knob::PacketSizeMax, connack.packet_bytes_max.map_or(0, u64::from)),
     ];
-    let mut settings = settings;
-    for (knob, value) in shown {
-        if connack.shows_limits() && value.is_some() && value == written.get(knob).value() {
-            settings = settings.with_that_of(knob, &written);
+    limits.into_iter().filter(|_| connack.shows_limits())
+}
+
+/// `settings` with what CONNACK shows of a written value: in force, whatever was asked of the
+/// broker. Where it shows another value than `settings` have, that one, as far as it can be said.
+pub(super) fn shown(settings: Settings, written: Settings, connack: &Connack) -> Settings {
+    limits(connack).fold(settings, |settings, (knob, found)| {
+        if written.get(knob).value() == Some(found) {
+            settings.with_that_of(knob, &written)
+        } else if settings.get(knob).value().is_some_and(|value| value != found) {
+            let mut other = Settings::UNWRITTEN;
+            // A value that the table does not permit is none of ours: no line then.
+            let _ = other.set(knob, found);
+            settings.with_that_of(knob, &other)
+        } else {
+            settings
         }
-    }
-    settings
+    })
+}
+
+/// What a broker that was just started has in force: what was written, unless it shows that it did not
+/// read that.
+pub(super) fn started_with(written: Settings, connack: &Connack) -> Settings {
+    let is_other =
+        |(knob, found): (Knob, u64)| written.get(knob).value().is_some_and(|value| value != found);
+    let has_read = !limits(connack).any(is_other);
+    shown(if has_read { written } else { Settings::UNWRITTEN }, written, connack)
 }
 
 /// After a restart, what CONNACK shows must be what was written; that of MQTT 3.1.1 shows nothing.
 pub(super) fn read_back(intent: &Intent, connack: &Connack) -> Result<(), ApplyError> {
-    if intent.how != How::Restart || !connack.shows_limits() {
+    if intent.how != How::Restart {
         return Ok(());
     }
     let to = intent.to.unwrap_or_default();
-    let shown = [
-        (Knob::InflightMessagesMax, connack.receive_maximum.map_or(0, u64::from)),
-        (Knob::PacketSizeMax, connack.packet_bytes_max.map_or(0, u64::from)),
-    ];
-    for (knob, found) in shown {
+    for (knob, found) in limits(connack) {
         if let Some(wanted) = to.get(knob).value()
             && wanted != found
         {

@@ -23,7 +23,7 @@ use brokertuner_core::{Knob, Settings, render};
 use sha2::{Digest as _, Sha256};
 
 pub(crate) use compare::interim;
-use compare::{read_back, shown};
+use compare::{read_back, shown, started_with};
 pub(crate) use database::set_aside;
 pub use error::{ApplyError, Restored};
 pub use recover::Recovery;
@@ -350,8 +350,9 @@ impl Applier {
         })
     }
 
-    /// Notes what the running broker shows: a restart by others makes effective what is written,
-    /// and CONNACK shows the window and the packet size in force.
+    /// Notes what the running broker shows: a restart by others makes effective what is written, and
+    /// CONNACK shows the window and the packet size in force. Where these are others than those written,
+    /// the broker did not read the drop-in, and nothing of it is in force.
     ///
     /// # Errors
     /// [`FileError`] where it can't be stored.
@@ -359,8 +360,10 @@ impl Applier {
         let written = self.state.written.unwrap_or_default();
         self.remember(|state| {
             let known = state.effective.filter(|known| known.process == ready.process);
-            let settings = known.map_or(written, |known| known.settings);
-            let settings = shown(settings, written, &ready.connack);
+            let settings = match known {
+                Some(known) => shown(known.settings, written, &ready.connack),
+                None => started_with(written, &ready.connack),
+            };
             state.effective = Some(Effective { process: ready.process, settings });
         })
     }

@@ -599,3 +599,32 @@ fn a_broker_that_does_well_is_not_restarted_for_other_settings() {
         assert_eq!(matches!(tick.verdict, Verdict::Changed(..)), is_restarted, "{tick:?}");
     }
 }
+
+/// Someone starts the broker with another main file: its CONNACK shows that nothing of the drop-in is
+/// in force, whatever the file says.
+#[test]
+fn a_broker_that_was_started_without_the_drop_in_is_found_out() {
+    let broker = Broker::start("");
+    let rules = "[decide]\ndwell_s = 3600\nverify_window_s = 1\n";
+    let mut agent = Agent::start(site(&broker, rules), Box::new(policy)).unwrap();
+    let answer = agent
+        .set_knobs(asks(&[(Knob::InflightMessagesMax, WINDOW), (Knob::QueuedMessagesMax, 5000)]));
+    assert!(matches!(answer, KnobsAnswer::Scheduled { .. }), "{answer:?}");
+    until(&mut agent, "the restart", |tick| matches!(tick.verdict, Verdict::Changed(..)));
+    assert_eq!(agent.controller().effective().get(Knob::InflightMessagesMax).value(), Some(WINDOW));
+
+    let main = fs::read_to_string(broker.path("mosquitto.conf")).unwrap();
+    let without: Vec<&str> = main.lines().filter(|line| !line.starts_with("include_dir")).collect();
+    fs::write(broker.path("other.conf"), without.join("\n")).unwrap();
+    let script = fs::read_to_string(broker.path("start")).unwrap();
+    fs::write(broker.path("start"), script.replace("mosquitto.conf", "other.conf")).unwrap();
+    broker.live().restart().unwrap();
+    eventually("what is in force", || {
+        agent.tick(Mode::Act);
+        (*agent.controller().effective() != *agent.controller().written()).then_some(())
+    });
+    assert!(agent.controller().effective().written().is_empty());
+    let noted = agent.applier().state().effective.unwrap().settings;
+    assert!(noted.written().is_empty(), "{noted:?}");
+    assert!(agent.controller().dormant().contains(Knob::InflightMessagesMax));
+}
