@@ -123,6 +123,40 @@ pub(super) static ROWS: &[Row] = &[
         ..ROW
     },
     Row {
+        name: "the broker is started without the drop-in",
+        fault: |site| {
+            site.tune();
+            let other = site.beside_broker("other");
+            fs::write(&other, "").unwrap();
+            site.kill_broker();
+            site.until_said("The broker was started without the drop-in");
+            fs::remove_file(other).unwrap();
+            // It restarts the broker for what it wants, which reads the drop-in then.
+            site.until_tuned();
+        },
+        says: &["not_in_force=\"max_inflight_messages"],
+        ..ROW
+    },
+    Row {
+        name: "the broker hangs after a change",
+        fault: |site| {
+            site.replace("verify_window_s = 1\n", "verify_window_s = 60\n");
+            site.start_agent();
+            let is_restarted = || (site.broker.start_count() >= 2).then_some(());
+            wait_for("the restart of the change", is_restarted);
+            site.until("the watch over it", |report| report.verdict.why.contains("watching"));
+            let pid = Pid::from_raw(i32::try_from(site.broker.pid()).unwrap());
+            kill(pid, Signal::SIGSTOP).unwrap();
+            site.until_said("stopped answering");
+            // Until then no signal ends it.
+            kill(pid, Signal::SIGCONT).unwrap();
+            let is_undone = || (site.broker.start_count() >= 3).then_some(());
+            wait_for("the restart that undoes it", is_undone);
+        },
+        says: &["the broker stopped answering after the change"],
+        ..ROW
+    },
+    Row {
         name: "the broker stays away after a change",
         fault: |site| {
             site.replace("verify_window_s = 1\n", "verify_window_s = 60\n");

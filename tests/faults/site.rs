@@ -33,10 +33,13 @@ const QUICK: &str = "[decide]\ninterval_ms = 250\ndwell_s = 0\nverify_window_s =
                      restarts_per_hour_max = 32\nrestarts_per_day_max = 64\n\
                      restart_gain_min_percent = 0\n";
 /// A broker that waits at its start while a file `hold` is there, and does not start with a window
-/// of four digits while a file `refuse` is.
+/// of four digits while a file `refuse` is; while a file `other` is there it reads a main file without
+/// `include_dir`.
 const WRAPPER: &str = "#!/bin/sh\nif [ \"$1\" = -c ]; then\n\
     dir=${2%/*}\nwhile [ -e \"$dir/hold\" ]; do sleep 0.05; done\n\
     [ ! -e \"$dir/refuse\" ] || ! grep -qs 'max_inflight_messages ....' \"$dir\"/conf.d/*.conf || exit 3\n\
+    if [ -e \"$dir/other\" ]; then grep -v '^include_dir' \"$2\" >\"$dir/other\"; \
+    shift 2; set -- -c \"$dir/other\" \"$@\"; fi\n\
     fi\nexec MOSQUITTO \"$@\"\n";
 const KEPT: u16 = 10;
 const TOPIC: &str = "kept/messages";
