@@ -6,6 +6,7 @@
 //! the running broker, and *wanted* by the policy.
 
 mod health;
+mod load;
 mod reason;
 mod rules;
 mod trend;
@@ -17,6 +18,7 @@ use crate::settings::{Setting, Settings};
 use embassy_time::{Duration, Instant};
 
 pub use health::Health;
+use load::{JUMP_FACTOR, Load};
 pub use reason::{HoldReason, RollBackReason};
 pub use rules::Rules;
 use trend::Trend;
@@ -28,9 +30,6 @@ pub const RESTARTS_REMEMBERED_MAX: usize = 64;
 
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
-
-/// A load that is so many times what it was before a change may be to blame in the change's place.
-const HEAVIER_LOAD_FACTOR: f32 = 1.5;
 
 /// What is stored, and of which so much was stored before a restart, was carried over by it, and is no
 /// fault of the settings.
@@ -102,6 +101,7 @@ pub struct Controller {
     trends: [Trend; KNOB_COUNT],
     watch: Option<Watch>,
     growth: Growth,
+    load: Load,
     /// At the last look.
     stored_share: Option<f32>,
     /// When each restart stops counting: a day after it.
@@ -134,6 +134,7 @@ impl Controller {
             trends: [Trend::NONE; KNOB_COUNT],
             watch: None,
             growth: Growth::default(),
+            load: Load::default(),
             stored_share: None,
             restarts: heapless::Deque::new(),
             failures: 0,
@@ -233,6 +234,7 @@ impl Controller {
         if self.is_paused {
             return Decision::Hold(HoldReason::Paused);
         }
+        self.observe_load(now, inputs.health.received_per_s);
         self.observe_wanted(now, inputs);
         self.growth.observe(now, inputs.health.memory_share);
         let verified = self.verify(now, inputs);
@@ -581,9 +583,7 @@ impl Controller {
             n > 1.0 && b <= 1.0 && n > would_be
         }) {
             Some(RollBackReason::Memory)
-        } else if is_worse(before.received_per_s, now.received_per_s, &|b, n| {
-            n > b * HEAVIER_LOAD_FACTOR
-        }) {
+        } else if is_worse(before.received_per_s, now.received_per_s, &|b, n| n > b * JUMP_FACTOR) {
             // Drops and latency may have come with the load: no evidence against the settings.
             None
         } else if is_worse(before.dropped_share, now.dropped_share, &|b, n| {
@@ -596,6 +596,15 @@ impl Controller {
             Some(RollBackReason::Latency)
         } else {
             None
+        }
+    }
+
+    /// What was wanted for another load says nothing of this one.
+    fn observe_load(&mut self, now: Instant, received_per_s: Option<f32>) {
+        if self.watch.is_some() {
+            self.load.skip(received_per_s);
+        } else if self.load.observe(now, received_per_s, &self.rules) {
+            self.trends = [Trend::NONE; KNOB_COUNT];
         }
     }
 

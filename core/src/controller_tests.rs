@@ -280,6 +280,38 @@ fn a_broker_that_does_well_on_our_settings_is_not_restarted() {
     }
 }
 
+/// What was wanted for the load before is no reason to restart under this one; bursts are one load.
+#[test]
+fn another_load_begins_the_dwell_anew_and_bursts_do_not() {
+    let under = |received_per_s: f32| {
+        let health = Health { received_per_s: Some(received_per_s), ..healthy() };
+        Inputs { health, ..wants(window(1000)) }
+    };
+    let restart = Decision::Change { settings: window(1000), apply: Apply::Restart };
+    let settling = Decision::Hold(HoldReason::Settling);
+
+    let mut jumped = controller();
+    for second in (0..55).step_by(5) {
+        assert_eq!(jumped.step(at(second), &under(100.0)), settling);
+    }
+    for second in (55..115).step_by(5) {
+        assert_eq!(jumped.step(at(second), &under(20_000.0)), settling, "{second}");
+    }
+    assert_eq!(jumped.step(at(115), &under(20_000.0)), restart);
+
+    let mut bursting = controller();
+    bursting.step(at(0), &under(20_000.0));
+    let load = |second: u64| if second.is_multiple_of(10) { 20_000.0 } else { 100.0 };
+    for second in (5..65).step_by(5) {
+        assert_eq!(bursting.step(at(second), &under(load(second))), settling, "{second}");
+    }
+    assert_eq!(
+        bursting.step(at(65), &under(load(65))),
+        restart,
+        "one beginning, at the first jump"
+    );
+}
+
 #[test]
 fn the_budget_survives_the_agent() {
     let mut controller = controller();
