@@ -5,6 +5,7 @@
 
 #[cfg(feature = "board")]
 pub mod board;
+#[cfg(feature = "compared")]
 pub mod compared;
 pub mod lines;
 pub mod vectors;
