@@ -27,8 +27,9 @@ const WRONG: i32 = 2;
 const WIDE: [(Knob, u64); 2] =
     [(Knob::InflightMessagesMax, 1000), (Knob::QueuedMessagesMax, 10_000)];
 
-/// Quick decisions, and nothing but errors on standard error.
-const QUICK: &str = "log_level = \"error\"\n[decide]\ninterval_ms = 250\nverify_window_s = 1\n";
+/// Quick decisions, restarts however well the broker does, and nothing but errors on standard error.
+const QUICK: &str = "log_level = \"error\"\n[decide]\ninterval_ms = 250\nverify_window_s = 1\n\
+                     restart_gain_min_percent = 0\n";
 
 /// A broker with a drop-in of ours, and everything that the agent needs beside it.
 struct Place {

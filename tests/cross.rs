@@ -25,7 +25,8 @@ const LINUXES: [&str; 4] = [
     "armv7-unknown-linux-gnueabihf",
     "arm-unknown-linux-musleabihf",
 ];
-const QUICK: &str = "log_level = \"error\"\n[decide]\ninterval_ms = 250\nverify_window_s = 1\n";
+const QUICK: &str = "log_level = \"error\"\n[decide]\ninterval_ms = 250\nverify_window_s = 1\n\
+                     restart_gain_min_percent = 0\n";
 
 fn cross(program: &str, arguments: &[&str]) -> Output {
     let path = repository().join("cross").join(program);

@@ -5,8 +5,8 @@ use embassy_time::Instant;
 
 /// A load that is so many times what it was is another one, and may be to blame in a change's place.
 pub(super) const JUMP_FACTOR: f32 = 1.5;
-/// Dwells without a jump that make a load a steady one: one that comes in bursts jumps at every look, and
-/// is no other load at each.
+/// Dwells without a jump that make a load a steady one: one that comes in bursts jumps at every look,
+/// and is no other load at each.
 const STEADY_DWELLS: u32 = 3;
 
 /// The load, as the last looks saw it.
