@@ -105,7 +105,10 @@ pub(super) static ROWS: &[Row] = &[
             site.stop_agent();
             fs::remove_file(&site.config.model).unwrap();
             site.start_agent();
-            site.until_said("the one that was accepted before is in use");
+            // Before that a signal ends it as it ends any process.
+            wait_for("its second start", || {
+                (site.log().matches("Started.").count() == 2).then_some(())
+            });
         },
         says: &["The model was refused; the one that was accepted before is in use."],
         ..ROW
