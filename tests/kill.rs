@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use brokertuner_core::knobs::Apply;
-use brokertuner_core::{KNOBS, Knob, Setting, Settings, render};
+use brokertuner_core::{KNOBS, Knob, KnobSet, Setting, Settings, render};
 use brokertuner_edge::apply::Applier;
 use brokertuner_edge::config::Config;
 use brokertuner_edge::control::{Broker as _, ControlError};
@@ -353,7 +353,7 @@ impl Lane {
         let ready = ready::wait(applier.broker(), None, PATIENCE);
         let ready = ready.unwrap_or_else(|missing| panic!("{context}\n{missing}"));
         assert_eq!(u32::try_from(ready.process.pid).unwrap(), self.broker.pid(), "{context}");
-        applier.observe(ready).unwrap();
+        applier.observe(ready, KnobSet::all()).unwrap();
         let effective = applier.state().effective.unwrap();
         assert_eq!(effective.process, ready.process, "{context}");
         // A restart that a child of the dead agent has asked for may come between.

@@ -140,11 +140,7 @@ pub(super) static ROWS: &[Row] = &[
     Row {
         name: "the broker hangs after a change",
         fault: |site| {
-            site.replace("verify_window_s = 1\n", "verify_window_s = 60\n");
-            site.start_agent();
-            let is_restarted = || (site.broker.start_count() >= 2).then_some(());
-            wait_for("the restart of the change", is_restarted);
-            site.until("the watch over it", |report| report.verdict.why.contains("watching"));
+            watch_a_restart(site);
             let pid = Pid::from_raw(i32::try_from(site.broker.pid()).unwrap());
             kill(pid, Signal::SIGSTOP).unwrap();
             site.until_said("stopped answering");
@@ -159,11 +155,7 @@ pub(super) static ROWS: &[Row] = &[
     Row {
         name: "the broker stays away after a change",
         fault: |site| {
-            site.replace("verify_window_s = 1\n", "verify_window_s = 60\n");
-            site.start_agent();
-            let is_restarted = || (site.broker.start_count() >= 2).then_some(());
-            wait_for("the restart of the change", is_restarted);
-            site.until("the watch over it", |report| report.verdict.why.contains("watching"));
+            watch_a_restart(site);
             let hold = site.hold_broker();
             site.until_said("stopped answering");
             fs::remove_file(hold).unwrap();
@@ -368,6 +360,15 @@ impl Drop for Stranger {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// Until the agent has restarted the broker and watches what comes of it, for a minute.
+fn watch_a_restart(site: &mut Site) {
+    site.replace("verify_window_s = 1\n", "verify_window_s = 60\n");
+    site.start_agent();
+    let is_restarted = || (site.broker.start_count() >= 2).then_some(());
+    wait_for("the restart of the change", is_restarted);
+    site.until("the watch over it", |report| report.verdict.why.contains("watching"));
 }
 
 fn replace_restart(site: &mut Site, script: &str) {

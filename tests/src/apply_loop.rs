@@ -48,7 +48,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let stopped = watch_stdin();
     while !stopped.load(Ordering::Relaxed) {
         if let Ok(ready) = ready::wait(applier.broker(), None, site.ready_timeout) {
-            applier.observe(ready)?;
+            applier.observe(ready, envelope.opted_in)?;
         }
         let (to, how) = change(applier.written()?.unwrap_or_default(), &envelope, &mut rng);
         say(&format!("begin {how} {}", one_line(to)))?;

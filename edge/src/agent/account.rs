@@ -79,11 +79,16 @@ impl Agent {
         let mut expected: Vec<String> = plan.from.differing(&plan.to).iter().map(purpose).collect();
         let is_ours = plan.how == How::Restart && !plan.is_asked_for;
         let gain_max = self.controller.gain_max(health).filter(|_| is_ours);
-        expected.extend(gain_max.map(|gain| match gain {
-            gain if gain < 1.0 => {
-                format!("at most {:.1} % more deliveries: what is dropped now", gain * 100.0)
+        expected.extend(gain_max.map(|gain| {
+            match gain {
+                gain if gain < 1.0 => {
+                    format!("at most {:.1} % more deliveries: what is dropped now", gain * 100.0)
+                }
+                _ => {
+                    "more deliveries in time: the probe is slow, memory is short, or all is dropped"
+                        .into()
+                }
             }
-            _ => "more deliveries in time: the probe is slow, or memory short".to_owned(),
         }));
         expected.push(format!(
             "kept if, over {} s, the probe stays below {:.0} ms or {:.0} times what it was, drops rise by at most {:.0} %, {:.0} % of the clients come back, and memory stays within the limit",

@@ -295,7 +295,7 @@ impl Agent {
             }
         }
         if mode == Mode::Act
-            && let Err(error) = self.applier.observe(ready)
+            && let Err(error) = self.applier.observe(ready, self.site.envelope.opted_in)
         {
             tracing::warn!(%error, "What the broker runs with could not be noted.");
         }

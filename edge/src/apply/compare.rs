@@ -2,7 +2,7 @@
 
 use brokertuner_core::knobs::Apply;
 use brokertuner_core::settings::SiteValues;
-use brokertuner_core::{Knob, Setting, Settings};
+use brokertuner_core::{Knob, KnobSet, Setting, Settings};
 
 use super::{ApplyError, Restored};
 use crate::connack::Connack;
@@ -51,11 +51,12 @@ pub(super) fn shown(settings: Settings, written: Settings, connack: &Connack) ->
     })
 }
 
-/// What a broker that was just started has in force: what was written, unless it shows that it did not
-/// read that.
-pub(super) fn started_with(written: Settings, connack: &Connack) -> Settings {
-    let is_other =
-        |(knob, found): (Knob, u64)| written.get(knob).value().is_some_and(|value| value != found);
+/// What a broker that was just started has in force: what was written, unless an option that nobody but
+/// us sets shows that it did not read that.
+pub(super) fn started_with(written: Settings, ours: KnobSet, connack: &Connack) -> Settings {
+    let is_other = |(knob, found): (Knob, u64)| {
+        ours.contains(knob) && written.get(knob).value().is_some_and(|value| value != found)
+    };
     let has_read = !limits(connack).any(is_other);
     shown(if has_read { written } else { Settings::UNWRITTEN }, written, connack)
 }
@@ -75,4 +76,44 @@ pub(super) fn read_back(intent: &Intent, connack: &Connack) -> Result<(), ApplyE
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use super::*;
+    use crate::mqtt::Protocol;
+
+    /// Two options of ours, of which CONNACK shows one, and one that it does not.
+    fn written() -> Settings {
+        let mut settings = Settings::UNWRITTEN;
+        settings.set(Knob::InflightMessagesMax, 600).unwrap();
+        settings.set(Knob::QueuedMessagesMax, 5000).unwrap();
+        settings
+    }
+
+    fn shows(receive_maximum: u16) -> Connack {
+        let receive_maximum = Some(receive_maximum);
+        Connack { protocol: Protocol::V5, reason: 0, receive_maximum, packet_bytes_max: None }
+    }
+
+    #[test]
+    fn a_broker_that_shows_other_limits_did_not_read_the_drop_in() {
+        let all = KnobSet::all();
+        assert_eq!(started_with(written(), all, &shows(600)), written());
+        assert_eq!(started_with(written(), all, &shows(20)), Settings::UNWRITTEN);
+        let silent = Connack { protocol: Protocol::V311, receive_maximum: None, ..shows(20) };
+        assert_eq!(started_with(written(), all, &silent), written(), "3.1.1 shows nothing");
+    }
+
+    #[test]
+    fn an_option_that_another_file_sets_is_no_sign_and_is_taken_as_shown() {
+        let ours = KnobSet::all().without(Knob::InflightMessagesMax);
+        let mut expected = written();
+        expected.set(Knob::InflightMessagesMax, 300).unwrap();
+        assert_eq!(started_with(written(), ours, &shows(300)), expected);
+        expected = written().with_that_of(Knob::InflightMessagesMax, &Settings::UNWRITTEN);
+        assert_eq!(started_with(written(), ours, &shows(60_000)), expected, "beyond the table");
+    }
 }

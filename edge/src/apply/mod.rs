@@ -19,7 +19,7 @@ use std::time::{Duration, Instant, SystemTime};
 use brokertuner_core::controller::{Health, Undoing};
 use brokertuner_core::knobs::Apply;
 use brokertuner_core::settings::SiteValues;
-use brokertuner_core::{Knob, Settings, render};
+use brokertuner_core::{Knob, KnobSet, Settings, render};
 use sha2::{Digest as _, Sha256};
 
 pub(crate) use compare::interim;
@@ -351,18 +351,19 @@ impl Applier {
     }
 
     /// Notes what the running broker shows: a restart by others makes effective what is written, and
-    /// CONNACK shows the window and the packet size in force. Where these are others than those written,
-    /// the broker did not read the drop-in, and nothing of it is in force.
+    /// CONNACK shows the window and the packet size in force. Where one of `ours` (options that no other
+    /// file sets) is another than was written, the broker did not read the drop-in, and nothing of it is in
+    /// force.
     ///
     /// # Errors
     /// [`FileError`] where it can't be stored.
-    pub fn observe(&mut self, ready: Ready) -> Result<(), FileError> {
+    pub fn observe(&mut self, ready: Ready, ours: KnobSet) -> Result<(), FileError> {
         let written = self.state.written.unwrap_or_default();
         self.remember(|state| {
             let known = state.effective.filter(|known| known.process == ready.process);
             let settings = match known {
                 Some(known) => shown(known.settings, written, &ready.connack),
-                None => started_with(written, &ready.connack),
+                None => started_with(written, ours, &ready.connack),
             };
             state.effective = Some(Effective { process: ready.process, settings });
         })

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use brokertuner_core::settings::SiteValues;
-use brokertuner_core::{Knob, Settings};
+use brokertuner_core::{Knob, KnobSet, Settings};
 
 use super::world::{DROP_IN, Fault, Shared};
 use super::*;
@@ -50,7 +50,7 @@ pub(super) fn assert_sound(shared: &Shared, context: &str) {
     applier.check_ours().unwrap_or_else(|e| panic!("{context}: {recovered:?}: {e}"));
     let ready = ready::look(applier.broker(), None);
     let ready = ready.unwrap_or_else(|e| panic!("{context}: {recovered:?}: {e}"));
-    applier.observe(ready).unwrap();
+    applier.observe(ready, KnobSet::all()).unwrap();
     let aside = fs::aside(Path::new(DROP_IN));
     assert!(!shared.world().files.contains_key(&aside), "{context}: a part is left aside");
     let believed = applier.state().effective.unwrap().settings;
@@ -90,7 +90,7 @@ fn a_reload_leaves_restart_options_dormant() {
     shared.world().start();
     let mut applier = shared.applier();
     let ready = ready::look(applier.broker(), None).unwrap();
-    applier.observe(ready).unwrap();
+    applier.observe(ready, KnobSet::all()).unwrap();
     assert_eq!(applier.state().effective.unwrap().settings, both);
 }
 
