@@ -13,6 +13,7 @@ mod learning;
 mod lifecycle;
 mod lightness;
 mod long;
+mod own_traffic;
 mod packages;
 mod scores;
 mod semantics;

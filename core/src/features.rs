@@ -193,8 +193,7 @@ pub fn edge(view: &View<'_>) -> Features {
     let flag = |is_fresh: bool| if is_fresh { 1.0 } else { 0.0 };
     let (received, sent) = (m.publish_received_per_s, m.publish_sent_per_s);
     let dropped = m.publish_dropped_per_s;
-    let acks =
-        m.packets_received_per_s.zip(received).map(|(all, publish)| (all - publish).max(0.0));
+    let acks = m.packets_others_per_s.zip(received).map(|(all, publish)| (all - publish).max(0.0));
     let sys = [
         m.clients_others,
         m.subscriptions,
@@ -203,7 +202,7 @@ pub fn edge(view: &View<'_>) -> Features {
         dropped,
         m.publish_bytes_received_per_s,
         m.bytes_sent_per_s,
-        m.packets_received_per_s,
+        m.packets_others_per_s,
         m.backlog_messages,
         m.store_bytes,
         m.heap_bytes,

@@ -12,6 +12,7 @@ fn full() -> Metrics {
         clients_connected: Some(101.0),
         clients_others: Some(100.0),
         packets_received_per_s: Some(5000.0),
+        packets_others_per_s: Some(5000.0),
         publish_received_per_s: Some(1000.0),
         publish_sent_per_s: Some(4000.0),
         publish_dropped_per_s: Some(1000.0),
@@ -115,7 +116,7 @@ proptest! {
             clients_others: v(0), clients_offline: v(1), publish_received_per_s: v(2),
             publish_sent_per_s: v(3), publish_dropped_per_s: v(4), backlog_messages: v(5),
             rss_bytes: v(6), cpu_share: v(7), probe_latency_us_qos1: v(8), heap_bytes: v(9),
-            packets_received_per_s: v(10), publish_bytes_received_per_s: v(11),
+            packets_others_per_s: v(10), publish_bytes_received_per_s: v(11),
             ..Metrics::default()
         };
         let envelope = Envelope { opted_in: KnobSet::all(), ..Envelope::default() };

@@ -245,10 +245,35 @@ pub struct ProbeSample {
 pub struct OwnTraffic {
     /// Connections that it holds.
     pub connections: u32,
+    /// Subscriptions that it holds.
+    pub subscriptions: u32,
     /// Publishes that it sent (probes).
     pub publish_sent: u64,
     /// Publishes that it was sent ($SYS and probes).
     pub publish_received: u64,
+    /// Payload bytes of those that it sent.
+    pub publish_bytes_sent: u64,
+    /// All MQTT packets that it sent.
+    pub packets_sent: u64,
+    /// Their bytes, as MQTT puts them on the wire.
+    pub bytes_sent: u64,
+    /// Bytes of all MQTT packets that it was sent.
+    pub bytes_received: u64,
+}
+
+impl OwnTraffic {
+    /// The agent's part in a counter; 0 where it has none or can't know it.
+    const fn part_of(&self, sys: Sys) -> u64 {
+        match sys {
+            Sys::MessagesReceived => self.packets_sent,
+            Sys::PublishReceived => self.publish_sent,
+            Sys::PublishSent => self.publish_received,
+            Sys::PublishBytesReceived => self.publish_bytes_sent,
+            Sys::BytesReceived => self.bytes_sent,
+            Sys::BytesSent => self.bytes_received,
+            _ => 0,
+        }
+    }
 }
 
 /// Everything seen at one instant.
@@ -280,9 +305,12 @@ pub struct Metrics {
     /// Open connections of others.
     pub clients_others: Option<f32>,
     pub clients_offline: Option<f32>,
+    /// Those of others.
     pub subscriptions: Option<f32>,
-    /// All MQTT packets, the agent's own among them.
+    /// All MQTT packets, the agent's own among them; the other rates are without them.
     pub packets_received_per_s: Option<f32>,
+    /// MQTT packets of others.
+    pub packets_others_per_s: Option<f32>,
     pub publish_received_per_s: Option<f32>,
     pub publish_sent_per_s: Option<f32>,
     pub publish_dropped_per_s: Option<f32>,
@@ -321,9 +349,11 @@ pub struct Meter {
 /// Rates between the last two updates: they hold until the next.
 #[derive(Clone, Copy, Debug, Default)]
 struct SysRates {
-    per_s: [Option<f32>; SYS_COUNT],
-    own_received_per_s: f32,
-    own_sent_per_s: f32,
+    /// Without the agent's own part.
+    others_per_s: [Option<f32>; SYS_COUNT],
+    /// With it.
+    packets_received_per_s: Option<f32>,
+    bytes_received_per_s: Option<f32>,
     period: Option<Duration>,
 }
 
@@ -364,7 +394,9 @@ impl Meter {
     }
 
     fn bound_packets(&mut self, metrics: &Metrics) {
-        let received = metrics.bytes_received_per_s.zip(metrics.sys_period_s);
+        // The agent's own too: their share is known to within a probe only, and the bound is for all.
+        let all = self.rates.bytes_received_per_s;
+        let received = metrics.bytes_received_per_s.and(all).zip(metrics.sys_period_s);
         let Some((per_s, period_s)) = received else { return };
         let bytes = (per_s * period_s).max(metrics.store_bytes.unwrap_or(0.0));
         self.packet_bytes_bound = self.packet_bytes_bound.max(Some(whole_above(bytes)));
@@ -396,12 +428,11 @@ impl Meter {
 
     fn fill_gauges(&self, sample: &Sample, metrics: &mut Metrics) {
         let gauge = |sys| sample.sys.get(sys).map(to_f32);
-        let connections = to_f32_u32(sample.own.connections);
+        let others = |sys, own| gauge(sys).map(|all: f32| (all - to_f32_u32(own)).max(0.0));
         metrics.clients_connected = gauge(Sys::ClientsConnected);
-        metrics.clients_others =
-            metrics.clients_connected.map(|clients| (clients - connections).max(0.0));
+        metrics.clients_others = others(Sys::ClientsConnected, sample.own.connections);
         metrics.clients_offline = gauge(Sys::ClientsDisconnected);
-        metrics.subscriptions = gauge(Sys::Subscriptions);
+        metrics.subscriptions = others(Sys::Subscriptions, sample.own.subscriptions);
         metrics.backlog_messages = gauge(Sys::StoreMessages)
             .zip(gauge(Sys::RetainedMessages))
             .map(|(stored, retained)| (stored - retained).max(0.0));
@@ -412,17 +443,16 @@ impl Meter {
 
     fn fill_rates(&self, metrics: &mut Metrics) {
         let rates = &self.rates;
-        let rate = |sys: Sys| rates.per_s[sys as usize];
-        let without = |own: f32| move |rate: f32| (rate - own).max(0.0);
+        let others = |sys: Sys| rates.others_per_s[sys as usize];
         metrics.sys_period_s = rates.period.map(to_seconds);
-        metrics.packets_received_per_s = rate(Sys::MessagesReceived);
-        metrics.publish_received_per_s =
-            rate(Sys::PublishReceived).map(without(rates.own_sent_per_s));
-        metrics.publish_sent_per_s = rate(Sys::PublishSent).map(without(rates.own_received_per_s));
-        metrics.publish_dropped_per_s = rate(Sys::PublishDropped);
-        metrics.publish_bytes_received_per_s = rate(Sys::PublishBytesReceived);
-        metrics.bytes_received_per_s = rate(Sys::BytesReceived);
-        metrics.bytes_sent_per_s = rate(Sys::BytesSent);
+        metrics.packets_received_per_s = rates.packets_received_per_s;
+        metrics.packets_others_per_s = others(Sys::MessagesReceived);
+        metrics.publish_received_per_s = others(Sys::PublishReceived);
+        metrics.publish_sent_per_s = others(Sys::PublishSent);
+        metrics.publish_dropped_per_s = others(Sys::PublishDropped);
+        metrics.publish_bytes_received_per_s = others(Sys::PublishBytesReceived);
+        metrics.bytes_received_per_s = others(Sys::BytesReceived);
+        metrics.bytes_sent_per_s = others(Sys::BytesSent);
     }
 
     fn fill_proc(&mut self, sample: &Sample, metrics: &mut Metrics) {
@@ -467,26 +497,23 @@ fn rates_between(
         (elapsed_s, Some(elapsed))
     };
     let seconds = span_s.max(0.001);
-    let delta = |then: u64, now: u64| {
-        let since = if restarted { now } else { now.saturating_sub(then) };
-        to_f32(since) / seconds
+    let grown = |then: u64, now: u64| if restarted { now } else { now.saturating_sub(then) };
+    let all = |sys: Sys| match (base.get(sys), now.get(sys)) {
+        (Some(before), Some(after)) => Some(grown(before, after)),
+        (None, Some(after)) if restarted => Some(after),
+        _ => None,
     };
-    let mut rates = SysRates {
-        own_received_per_s: delta(base_own.publish_received, own.publish_received),
-        own_sent_per_s: delta(base_own.publish_sent, own.publish_sent),
+    let others = |sys: Sys| {
+        let ours = grown(base_own.part_of(sys), own.part_of(sys));
+        all(sys).map(|all| all.saturating_sub(ours))
+    };
+    let per_s = |count: u64| to_f32(count) / seconds;
+    SysRates {
+        others_per_s: SYS_TOPICS.map(|(sys, _)| others(sys).map(per_s)),
+        packets_received_per_s: all(Sys::MessagesReceived).map(per_s),
+        bytes_received_per_s: all(Sys::BytesReceived).map(per_s),
         period,
-        ..SysRates::default()
-    };
-    for (rate, (before, after)) in
-        rates.per_s.iter_mut().zip(base.values.iter().zip(now.values.iter()))
-    {
-        *rate = match (before, after) {
-            (Some(before), Some(after)) => Some(delta(*before, *after)),
-            (None, Some(after)) if restarted => Some(delta(0, *after)),
-            _ => None,
-        };
     }
-    rates
 }
 
 /// Nearest f32: features need no more than 24 bits.

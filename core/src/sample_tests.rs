@@ -139,13 +139,38 @@ fn a_lost_connection_starts_over() {
 #[test]
 fn own_traffic_is_left_out() {
     let (mut tree, mut meter) = (SysTree::default(), Meter::default());
-    let own = |publish_received| OwnTraffic { connections: 1, publish_sent: 0, publish_received };
-    publish(&mut tree, 0, &[(Sys::UptimeS, 1), (Sys::PublishSent, 0), (Sys::ClientsConnected, 3)]);
-    meter.measure(&Sample { own: own(0), ..sample(&mut tree, 500, None) });
-    publish(&mut tree, 1000, &[(Sys::UptimeS, 2), (Sys::PublishSent, 140)]);
-    let metrics = meter.measure(&Sample { own: own(40), ..sample(&mut tree, 1500, None) });
-    assert_eq!(metrics.publish_sent_per_s, Some(100.0));
+    let mut own = OwnTraffic { connections: 1, subscriptions: 2, ..OwnTraffic::default() };
+    publish(&mut tree, 0, &[(Sys::UptimeS, 1), (Sys::ClientsConnected, 3)]);
+    let counters = [
+        (Sys::MessagesReceived, 1013),
+        (Sys::PublishReceived, 507),
+        (Sys::PublishSent, 140),
+        (Sys::PublishBytesReceived, 5090),
+        (Sys::BytesReceived, 8200),
+        (Sys::BytesSent, 9500),
+    ];
+    publish(&mut tree, 0, &counters.map(|(sys, _)| (sys, 0)));
+    publish(&mut tree, 0, &[(Sys::Subscriptions, 7)]);
+    meter.measure(&Sample { own, ..sample(&mut tree, 500, None) });
+    publish(&mut tree, 1000, &[(Sys::UptimeS, 2)]);
+    publish(&mut tree, 1000, &counters);
+    own.publish_sent = 7;
+    own.publish_received = 40;
+    own.publish_bytes_sent = 90;
+    own.packets_sent = 13;
+    own.bytes_sent = 200;
+    own.bytes_received = 1500;
+    let metrics = meter.measure(&Sample { own, ..sample(&mut tree, 1500, None) });
     assert_eq!((metrics.clients_connected, metrics.clients_others), (Some(3.0), Some(2.0)));
+    assert_eq!(metrics.subscriptions, Some(5.0));
+    // As the seed program had them: all.
+    assert_eq!(metrics.packets_received_per_s, Some(1013.0));
+    assert_eq!(metrics.packets_others_per_s, Some(1000.0));
+    assert_eq!(metrics.publish_received_per_s, Some(500.0));
+    assert_eq!(metrics.publish_sent_per_s, Some(100.0));
+    assert_eq!(metrics.publish_bytes_received_per_s, Some(5000.0));
+    assert_eq!(metrics.bytes_received_per_s, Some(8000.0));
+    assert_eq!(metrics.bytes_sent_per_s, Some(8000.0));
 }
 
 #[test]

@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 /// First bytes of every trace.
 pub const MAGIC: [u8; 4] = *b"BTT1";
 /// The format version that this program reads and writes.
-pub const FORMAT_VERSION: u16 = 1;
+pub const FORMAT_VERSION: u16 = 2;
 /// A buffer of this size holds the magic, the version and the head, or any one record.
 pub const FRAME_BYTES_MAX: usize = 1024;
 /// Largest time of a sample, some 285 years, so that no deadline reckoned from it overflows.
@@ -159,13 +159,16 @@ struct WireRecord {
     /// Pid, start ticks, resident bytes, CPU microseconds, context switches.
     proc: Option<(u32, u64, u64, u64, u64)>,
     probe_us: [Option<u32>; 2],
-    /// Connections, publishes sent, publishes received.
-    own: (u32, u64, u64),
+    own: WireOwn,
     written: [Option<u64>; KNOB_COUNT],
     effective: [Option<u64>; KNOB_COUNT],
     /// Bit 0: serving; 1: state at risk; 2: quiet hours.
     flags: u8,
 }
+
+/// Connections, subscriptions; publishes sent and received, payload bytes sent, packets sent, bytes
+/// sent and received.
+type WireOwn = (u32, u32, [u64; 6]);
 
 impl Head {
     /// Writes the beginning of a trace into `out` and returns its length.
@@ -233,7 +236,7 @@ impl Record {
                 (pid, start_ticks, rss_bytes, cpu_us, context_switches)
             }),
             probe_us: [sample.probe.latency_us_qos0, sample.probe.latency_us_qos1],
-            own: (sample.own.connections, sample.own.publish_sent, sample.own.publish_received),
+            own: own_to_wire(&sample.own),
             written: Knob::ALL.map(|knob| self.written.get(knob).value()),
             effective: Knob::ALL.map(|knob| self.effective.get(knob).value()),
             flags: bit(self.is_serving, 0) | bit(self.state_at_risk, 1) | bit(self.quiet_hours, 2),
@@ -247,7 +250,6 @@ impl Record {
             return Err(TraceError::Value { field: "flags" });
         }
         let flag = |bit: u8| wire.flags >> bit & 1 == 1;
-        let (connections, publish_sent, publish_received) = wire.own;
         let [latency_us_qos0, latency_us_qos1] = wire.probe_us;
         let sample = Sample {
             at: instant(wire.at_us, "at_us")?,
@@ -256,7 +258,7 @@ impl Record {
                 ProcSample { pid, start_ticks, rss_bytes, cpu_us, context_switches }
             }),
             probe: ProbeSample { latency_us_qos0, latency_us_qos1 },
-            own: OwnTraffic { connections, publish_sent, publish_received },
+            own: own_of_wire(wire.own),
         };
         Ok(Record {
             sample,
@@ -272,6 +274,49 @@ impl Record {
     #[must_use]
     pub fn health(&self, metrics: &Metrics, targets: &Targets) -> Health {
         Health::of(metrics, targets, self.is_serving)
+    }
+}
+
+fn own_to_wire(own: &OwnTraffic) -> WireOwn {
+    let OwnTraffic {
+        connections,
+        subscriptions,
+        publish_sent,
+        publish_received,
+        publish_bytes_sent,
+        packets_sent,
+        bytes_sent,
+        bytes_received,
+    } = *own;
+    let counters = [
+        publish_sent,
+        publish_received,
+        publish_bytes_sent,
+        packets_sent,
+        bytes_sent,
+        bytes_received,
+    ];
+    (connections, subscriptions, counters)
+}
+
+fn own_of_wire((connections, subscriptions, counters): WireOwn) -> OwnTraffic {
+    let [
+        publish_sent,
+        publish_received,
+        publish_bytes_sent,
+        packets_sent,
+        bytes_sent,
+        bytes_received,
+    ] = counters;
+    OwnTraffic {
+        connections,
+        subscriptions,
+        publish_sent,
+        publish_received,
+        publish_bytes_sent,
+        packets_sent,
+        bytes_sent,
+        bytes_received,
     }
 }
 

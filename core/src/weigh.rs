@@ -44,7 +44,7 @@ static EDGE: [Group; 12] = [
     group("traffic", (3, 6), &["publish_received_per_s", "publish_sent_per_s"]),
     group("drops", (6, 8), &["publish_dropped_per_s"]),
     group("bytes", (8, 10), &["publish_bytes_received_per_s", "bytes_sent_per_s"]),
-    group("acknowledgements", (10, 11), &["packets_received_per_s"]),
+    group("acknowledgements", (10, 11), &["packets_others_per_s"]),
     group("backlog", (11, 13), &["backlog_messages", "store_bytes"]),
     group("memory", (13, 15), &["heap_bytes", "rss_bytes"]),
     group("cpu", (15, 17), &["cpu_share", "context_switches_per_s"]),

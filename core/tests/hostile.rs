@@ -174,7 +174,7 @@ impl World {
             sys: SysFrame::new(values, Some(Instant::from_secs(self.sys_at_s))),
             proc: (!self.one_in(100)).then_some(proc),
             probe: ProbeSample { latency_us_qos0: latency_us, latency_us_qos1: latency_us },
-            own: OwnTraffic { connections: 1, publish_sent: 0, publish_received: 0 },
+            own: OwnTraffic { connections: 1, ..OwnTraffic::default() },
         }
     }
 }

@@ -80,7 +80,7 @@ fn record(step: u64, sent_per_s: u64) -> Record {
         sys: SysFrame::new(values, Some(at - Duration::from_millis(100))),
         proc: None,
         probe: ProbeSample { latency_us_qos0: Some(300), latency_us_qos1: Some(500) },
-        own: OwnTraffic { connections: 1, publish_sent: 0, publish_received: 0 },
+        own: OwnTraffic { connections: 1, ..OwnTraffic::default() },
     };
     Record {
         sample,

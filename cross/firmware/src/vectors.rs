@@ -46,6 +46,7 @@ impl Random {
             clients_offline: self.gauge(),
             subscriptions: self.gauge(),
             packets_received_per_s: self.gauge(),
+            packets_others_per_s: self.gauge(),
             publish_received_per_s: self.gauge(),
             publish_sent_per_s: self.gauge(),
             publish_dropped_per_s: self.gauge(),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time;
 
-use super::probe::Round;
+use super::probe::{PAYLOAD_BYTES, Round};
 use super::pulse::Pulse;
 use super::wire::{self, Broken, Client, Events, Incoming, Message};
 use super::{SYS_TOPICS_MAX, SamplerOptions, Shared, lock};
@@ -157,7 +157,21 @@ async fn receive(probe: &Probe<'_>, protocol: Protocol, events: &mut Events) -> 
             Ok(Incoming::Subscribed(sys, probe)) => {
                 let mut shared = lock(shared);
                 shared.subscribed = Some(((shared.clock)(), sys, probe));
+                shared.own.subscriptions = u32::from(sys) + u32::from(probe);
             }
+            Ok(Incoming::ProbeSent(qos)) => {
+                let own = &mut lock(shared).own;
+                own.publish_sent += 1;
+                own.publish_bytes_sent += PAYLOAD_BYTES as u64;
+                own.packets_sent += 1;
+                own.bytes_sent += wire::probe_bytes(protocol, probe.topic, qos);
+            }
+            Ok(Incoming::Sent(bytes)) => {
+                let own = &mut lock(shared).own;
+                own.packets_sent += 1;
+                own.bytes_sent += bytes;
+            }
+            Ok(Incoming::Answer(bytes)) => lock(shared).own.bytes_received += bytes,
             Ok(Incoming::Message(message)) => {
                 let is_first_back = take(&mut lock(shared), &message, probe.topic);
                 if is_first_back {
@@ -174,13 +188,15 @@ async fn receive(probe: &Probe<'_>, protocol: Protocol, events: &mut Events) -> 
 fn take(shared: &mut Shared, message: &Message, probe_topic: &str) -> bool {
     let now = (shared.clock)();
     shared.heard = Some(now);
-    shared.own.publish_received = shared.own.publish_received.saturating_add(1);
+    shared.own.publish_received += 1;
+    shared.own.bytes_received += message.wire_bytes();
     let Some(topic) = message.topic() else { return false };
     if topic == probe_topic {
         return shared.probes.receive(message.payload(), now);
     }
     if topic.starts_with("$SYS/") {
         shared.is_flowing = true;
+        shared.own_then = shared.own;
         if let Some(at) = shared.sys_topics.get_mut(topic) {
             *at = now;
         } else if shared.sys_topics.len() < SYS_TOPICS_MAX {
@@ -226,7 +242,6 @@ impl Probe<'_> {
             if !matches!(shared.subscribed, Some((_, _, true))) {
                 return;
             }
-            shared.own.publish_sent = shared.own.publish_sent.saturating_add(1);
             let now = (shared.clock)();
             shared.probes.send(round, now)
         };

@@ -97,6 +97,8 @@ struct Shared {
     clock: Clock,
     tree: SysTree,
     own: OwnTraffic,
+    /// The same as of the last message of `$SYS`: what its counters hold of it.
+    own_then: OwnTraffic,
     link: Link,
     /// The version that is spoken, or was last.
     protocol: Option<Protocol>,
@@ -118,6 +120,7 @@ impl Shared {
     fn disconnected(&mut self, reason: String) {
         self.tree.clear();
         self.own = OwnTraffic::default();
+        self.own_then = OwnTraffic::default();
         self.subscribed = None;
         self.heard = None;
         self.is_flowing = false;
@@ -154,6 +157,7 @@ impl Sampler {
             clock,
             tree: SysTree::default(),
             own: OwnTraffic::default(),
+            own_then: OwnTraffic::default(),
             link: Link::Connecting,
             protocol: None,
             subscribed: None,
@@ -176,12 +180,13 @@ impl Sampler {
         let proc = self.find_process().ok().and_then(|process| self.finder.read(process).ok());
         let at = (self.clock)();
         let mut shared = lock(&self.shared);
+        let OwnTraffic { connections, subscriptions, .. } = shared.own;
         Sample {
             at,
             sys: shared.tree.frame(at),
             proc,
             probe: shared.probes.take(at),
-            own: shared.own,
+            own: OwnTraffic { connections, subscriptions, ..shared.own_then },
         }
     }
 

@@ -13,8 +13,7 @@ const OVERDUE: Duration = Duration::from_secs(1);
 /// A probe still out after this is lost: QoS 0 may be.
 const LOST: Duration = Duration::from_secs(30);
 /// Payload: number (8 bytes, little endian), then the QoS.
-#[cfg(test)]
-const PAYLOAD_BYTES: usize = 9;
+pub(super) const PAYLOAD_BYTES: usize = 9;
 
 /// Which probe is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

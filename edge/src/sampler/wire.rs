@@ -2,12 +2,13 @@
 
 use rumqttc::v5::{self, mqttbytes as bytes5};
 use rumqttc::{AsyncClient, ConnectReturnCode, ConnectionError, EventLoop, MqttOptions};
-use rumqttc::{NetworkOptions, SubscribeFilter, SubscribeReasonCode};
+use rumqttc::{NetworkOptions, Outgoing, SubscribeFilter, SubscribeReasonCode};
 
 use super::SamplerOptions;
 use super::link::{
     CONNECT_TIMEOUT_S, INFLIGHT_MAX, KEEP_ALIVE, PACKET_BYTES_MAX, REQUESTS_MAX, SYS_FILTER,
 };
+use super::probe::PAYLOAD_BYTES;
 use crate::mqtt::Protocol;
 use crate::tls;
 
@@ -34,9 +35,20 @@ pub(super) enum Incoming {
     /// Whether `$SYS` and the probe's topic were granted.
     Subscribed(bool, bool),
     Message(Message),
-    /// Of no interest, or sent by us.
+    /// One of our probes went out, by this QoS.
+    ProbeSent(u8),
+    /// Another packet of ours went out, of so many bytes.
+    Sent(u64),
+    /// An answer of so many bytes, of no further interest.
+    Answer(u64),
+    /// No packet, or one that came before all that is counted.
     Other,
 }
+
+/// PUBACK without a reason, of either version.
+const PUBACK_BYTES: u64 = 4;
+/// PINGREQ and PINGRESP.
+const PING_BYTES: u64 = 2;
 
 /// A PUBLISH; its bytes stay where they were read.
 pub(super) enum Message {
@@ -59,12 +71,44 @@ impl Message {
         }
     }
 
+    /// The packet's size as it came.
+    pub(super) fn wire_bytes(&self) -> u64 {
+        match self {
+            Self::V311(publish) => {
+                let qos = publish.qos as u8;
+                publish_bytes(publish.topic.len(), qos, None, publish.payload.len())
+            }
+            Self::V5(publish) => {
+                // Of all properties, those of `$SYS` and of our own probes have this one at most.
+                let expiry = publish.properties.as_ref().and_then(|p| p.message_expiry_interval);
+                let properties = expiry.map_or(0, |_| 5);
+                let qos = publish.qos as u8;
+                publish_bytes(publish.topic.len(), qos, Some(properties), publish.payload.len())
+            }
+        }
+    }
+
     pub(super) fn is_retained(&self) -> bool {
         match self {
             Self::V311(publish) => publish.retain,
             Self::V5(publish) => publish.retain,
         }
     }
+}
+
+/// The size of a PUBLISH on the wire; `properties` is their length, `None` before MQTT 5.
+fn publish_bytes(topic: usize, qos: u8, properties: Option<usize>, payload: usize) -> u64 {
+    let identifier = if qos > 0 { 2 } else { 0 };
+    // The properties' own length takes a byte up to 127.
+    let rest = 2 + topic + identifier + properties.map_or(0, |length| 1 + length) + payload;
+    let digits = if rest < 1 << 7 { 1 } else { 2 };
+    (1 + digits + rest) as u64
+}
+
+/// The size of a probe on the wire.
+pub(super) fn probe_bytes(protocol: Protocol, topic: &str, qos: u8) -> u64 {
+    let properties = (protocol == Protocol::V5).then_some(0);
+    publish_bytes(topic.len(), qos, properties, PAYLOAD_BYTES)
 }
 
 /// Why a connection ended.
@@ -186,6 +230,19 @@ fn incoming_311(event: rumqttc::Event) -> Incoming {
             Incoming::Subscribed(granted(0), granted(1))
         }
         Event::Incoming(Packet::Publish(publish)) => Incoming::Message(Message::V311(publish)),
+        Event::Incoming(Packet::PubAck(_)) => Incoming::Answer(PUBACK_BYTES),
+        Event::Incoming(Packet::PingResp) => Incoming::Answer(PING_BYTES),
+        Event::Outgoing(outgoing) => sent(&outgoing),
+        Event::Incoming(_) => Incoming::Other,
+    }
+}
+
+/// The client publishes nothing but probes.
+fn sent(outgoing: &Outgoing) -> Incoming {
+    match outgoing {
+        Outgoing::Publish(identifier) => Incoming::ProbeSent(u8::from(*identifier != 0)),
+        Outgoing::PubAck(_) => Incoming::Sent(PUBACK_BYTES),
+        Outgoing::PingReq => Incoming::Sent(PING_BYTES),
         _ => Incoming::Other,
     }
 }
@@ -202,7 +259,10 @@ fn incoming_5(event: v5::Event) -> Incoming {
             Incoming::Subscribed(granted(0), granted(1))
         }
         Event::Incoming(Packet::Publish(publish)) => Incoming::Message(Message::V5(publish)),
-        _ => Incoming::Other,
+        Event::Incoming(Packet::PubAck(_)) => Incoming::Answer(PUBACK_BYTES),
+        Event::Incoming(Packet::PingResp(_)) => Incoming::Answer(PING_BYTES),
+        Event::Outgoing(outgoing) => sent(&outgoing),
+        Event::Incoming(_) => Incoming::Other,
     }
 }
 

@@ -253,7 +253,7 @@ mod tests {
     use brokertuner_core::features::Schema;
 
     fn golden() -> &'static Path {
-        Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../models/golden/trace-v1.btt"))
+        Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../models/golden/trace-v2.btt"))
     }
 
     #[test]

@@ -13,6 +13,8 @@ use brokertuner_core::{Instant, Knob, Settings};
 const SYS_MESSAGES: u64 = 53;
 /// Packets of one $SYS update that the agent's subscription is sent, about.
 const SYS_UPDATE_PUBLISHES: u64 = 30;
+/// To `$SYS` and to its probes' topic.
+const OWN_SUBSCRIPTIONS: u32 = 2;
 /// Context switches a second that have nothing to do with the load.
 const SCHEDULED_PER_S: f64 = 15.0;
 
@@ -225,7 +227,7 @@ impl Broker {
             u64::from(now.since(self.started).slices()) * u64::from(self.slice_us) / 1_000_000;
         let values = [
             (Sys::UptimeS, uptime_s),
-            // The agent's own connection is one more.
+            // The agent's own connection is one more, and its two subscriptions.
             (Sys::ClientsConnected, u64::from(self.held.clients) + 1),
             (Sys::ClientsDisconnected, u64::from(self.held.clients_offline)),
             (Sys::MessagesReceived, c.packets_received),
@@ -240,7 +242,7 @@ impl Broker {
             (Sys::StoreMessages, self.held.messages + self.orphans.messages + SYS_MESSAGES),
             (Sys::StoreBytes, self.held.bytes + self.orphans.bytes + SYS_MESSAGES * 8),
             (Sys::RetainedMessages, SYS_MESSAGES),
-            (Sys::Subscriptions, u64::from(self.held.subscriptions) + 1),
+            (Sys::Subscriptions, u64::from(self.held.subscriptions + OWN_SUBSCRIPTIONS)),
             (Sys::HeapBytes, self.heap_bytes()),
             (Sys::HeapBytesMax, self.heap_bytes_max),
         ];
@@ -280,10 +282,12 @@ impl Broker {
                 context_switches: self.context_switches(now),
             }),
             probe: ProbeSample { latency_us_qos0: probe_us(1.0), latency_us_qos1: probe_us(1.0) },
+            // Its probes are in no counter here, nor are the bytes of `$SYS`.
             own: OwnTraffic {
                 connections: 1,
-                publish_sent: 0,
+                subscriptions: OWN_SUBSCRIPTIONS,
                 publish_received: self.own_received,
+                ..OwnTraffic::default()
             },
         }
     }

@@ -67,7 +67,7 @@ mod tests {
                 context_switches: 0,
             }),
             probe: ProbeSample { latency_us_qos0: Some(300), latency_us_qos1: None },
-            own: OwnTraffic { connections: 1, publish_sent: 0, publish_received: 0 },
+            own: OwnTraffic { connections: 1, ..OwnTraffic::default() },
         };
         let now = seen(exact(5), 1);
         assert_eq!(now, seen(exact(5), 1));

@@ -131,6 +131,9 @@ fn a_gateway_leaves_its_own_traffic_out() {
     assert!((received.unwrap() - 50.0).abs() < 3.0, "{received:?}");
     assert!((sent.unwrap() - 50.0 * 20.0).abs() < 40.0, "{sent:?}");
     assert!(metrics.heap_bytes <= metrics.heap_bytes_max, "{metrics:?}");
+    assert_eq!(metrics.subscriptions, Some(20.0));
+    // The same counters as on a gateway: acknowledgements of others, and their bytes.
+    assert_eq!(metrics.packets_others_per_s, metrics.packets_received_per_s);
 }
 
 /// Measured on 2.0.21 with its defaults: a broker that is never idle is never switched away from, and

@@ -105,7 +105,16 @@ pub fn sys(bytes: &[u8]) {
         let sample = Sample {
             at: now,
             sys: tree.frame(now),
-            own: OwnTraffic { connections: 1, publish_sent: own, publish_received: own },
+            own: OwnTraffic {
+                connections: 1,
+                subscriptions: u32::from(*later),
+                publish_sent: own,
+                publish_received: own,
+                publish_bytes_sent: own,
+                packets_sent: own,
+                bytes_sent: own,
+                bytes_received: own,
+            },
             ..sample()
         };
         judge(&mut meter, &sample);

@@ -18,14 +18,14 @@ const FIGURES: [Figure; 18] = [
     ("sys_period_seconds", "Real period of $SYS.", 1.0, |m| m.sys_period_s),
     ("clients", "Open connections of others than the agent.", 1.0, |m| m.clients_others),
     ("clients_offline", "Persistent sessions without a connection.", 1.0, |m| m.clients_offline),
-    ("subscriptions", "Subscriptions.", 1.0, |m| m.subscriptions),
+    ("subscriptions", "Subscriptions of others.", 1.0, |m| m.subscriptions),
     ("publish_received_per_second", "PUBLISH received from others.", 1.0, |m| {
         m.publish_received_per_s
     }),
     ("publish_sent_per_second", "PUBLISH sent to others.", 1.0, |m| m.publish_sent_per_s),
     ("publish_dropped_per_second", "PUBLISH dropped.", 1.0, |m| m.publish_dropped_per_s),
-    ("received_bytes_per_second", "Bytes received.", 1.0, |m| m.bytes_received_per_s),
-    ("sent_bytes_per_second", "Bytes sent.", 1.0, |m| m.bytes_sent_per_s),
+    ("received_bytes_per_second", "Bytes received from others.", 1.0, |m| m.bytes_received_per_s),
+    ("sent_bytes_per_second", "Bytes sent to others.", 1.0, |m| m.bytes_sent_per_s),
     ("backlog_messages", "Messages kept, retained ones left out.", 1.0, |m| m.backlog_messages),
     ("store_bytes", "Payload of the messages kept.", 1.0, |m| m.store_bytes),
     ("heap_bytes", "Heap in use, as memory_limit counts it.", 1.0, |m| m.heap_bytes),
