@@ -66,7 +66,7 @@ async fn stay_connected(
     shared: &Mutex<Shared>,
     mut stop: watch::Receiver<bool>,
 ) {
-    let mut back_off = BACK_OFF_FIRST;
+    let mut back_off = BackOff(BACK_OFF_FIRST);
     let mut protocol = options.mqtt.first();
     let mut is_told = false;
     loop {
@@ -92,15 +92,27 @@ async fn stay_connected(
             continue;
         }
         protocol = next;
-        if started.elapsed() >= STABLE {
-            back_off = BACK_OFF_FIRST;
-        }
-        let pause = back_off.mul_f64(0.5 + jitter() / 2.0);
+        let pause = back_off.pause(started.elapsed(), jitter());
         tokio::select! {
             () = time::sleep(pause) => {}
             _ = stop.wait_for(|stop| *stop) => return,
         }
-        back_off = (back_off * 2).min(BACK_OFF_MAX);
+    }
+}
+
+/// How long the next pause between two tries is at most: twice the one before.
+struct BackOff(Duration);
+
+impl BackOff {
+    /// The pause after a connection, or a try, of that length. `jitter` is between 0 and 1: agents
+    /// that lost their brokers in the same power cut do not all come back at the same instant.
+    fn pause(&mut self, held: Duration, jitter: f64) -> Duration {
+        if held >= STABLE {
+            self.0 = BACK_OFF_FIRST;
+        }
+        let pause = self.0.mul_f64(0.5 + jitter / 2.0);
+        self.0 = (self.0 * 2).min(BACK_OFF_MAX);
+        pause
     }
 }
 
@@ -290,4 +302,32 @@ fn random() -> u64 {
 /// Between 0 and 1.
 fn jitter() -> f64 {
     f64::from(u32::try_from(random() >> 32).unwrap_or(0)) / f64::from(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_a_bound_and_are_jittered_by_a_half() {
+        let tries = |jitter: f64| {
+            let mut back_off = BackOff(BACK_OFF_FIRST);
+            [(); 12].map(|()| back_off.pause(Duration::ZERO, jitter))
+        };
+        let (shortest, longest) = (tries(0.0), tries(1.0));
+        for (index, (short, long)) in shortest.into_iter().zip(longest).enumerate() {
+            assert_eq!(short * 2, long);
+            assert_eq!(long, (BACK_OFF_FIRST * (1 << index)).min(BACK_OFF_MAX));
+        }
+        let mut back_off = BackOff(BACK_OFF_MAX);
+        assert_eq!(back_off.pause(STABLE, 1.0), BACK_OFF_FIRST, "it held");
+        assert_eq!(back_off.pause(Duration::ZERO, 1.0), BACK_OFF_FIRST * 2);
+    }
+
+    #[test]
+    fn jitter_lies_between_0_and_1_and_differs() {
+        let seen = [(); 8].map(|()| jitter());
+        assert!(seen.iter().all(|jitter| (0.0..=1.0).contains(jitter)), "{seen:?}");
+        assert!(seen.iter().any(|jitter| *jitter != seen[0]), "{seen:?}");
+    }
 }
