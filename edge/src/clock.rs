@@ -13,6 +13,12 @@ pub fn now() -> Instant {
     Instant::now()
 }
 
+/// By how many seconds the clock on the wall is ahead of [`now`].
+#[must_use]
+pub fn wall_ahead_s() -> i64 {
+    i64::try_from(unix_s()).unwrap_or(i64::MAX).saturating_sub_unsigned(now().as_secs())
+}
+
 /// Both clocks at one moment: they tell later by how much the one on the wall was stepped.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Clocks {

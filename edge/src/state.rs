@@ -30,7 +30,7 @@ const CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISO_HDLC);
 /// Restarts that are remembered: more than any budget per day.
 pub const RESTARTS_MAX: usize = 64;
 /// What a clock must be stepped by to be noticed.
-const STEP_S_MIN: u64 = 60;
+pub const STEP_S_MIN: u64 = 60;
 /// Starts of the agent that are remembered.
 pub const STARTS_MAX: usize = 8;
 

@@ -107,6 +107,8 @@ pub struct Agent {
     sample: Option<Sample>,
     /// When the broker's other files were looked at last.
     looked_around: Instant,
+    /// By what the clock on the wall was ahead of the loop's at the last tick, in seconds.
+    wall_ahead_s: i64,
     /// Only the agent that acts keeps one.
     journal: Option<Journal>,
     is_journal_broken: bool,
@@ -259,6 +261,7 @@ impl Agent {
             hands_off: None,
             sample: None,
             looked_around: clock::now(),
+            wall_ahead_s: clock::wall_ahead_s(),
             journal: None,
             is_journal_broken: false,
             last: None,

@@ -19,7 +19,7 @@ use crate::pid::ProcessId;
 use crate::plan::Plan;
 use crate::ready;
 use crate::sampler::Link;
-use crate::state::{How, State};
+use crate::state::{How, STEP_S_MIN, State};
 
 /// Messages in the store that are the agent's own: a probe on its way.
 const OWN_STORED_MAX: u64 = 1;
@@ -140,6 +140,9 @@ impl Agent {
         self.sample = Some(sample);
         self.notice_process(mode);
         self.look_around();
+        if mode == Mode::Act {
+            self.look_at_clock();
+        }
         let health = self.health();
         let record = self.record(sample, health);
         let verdict = self.decide(mode, &record, health);
@@ -252,6 +255,27 @@ impl Agent {
         }
         for line in self.site.elsewhere.lines.iter().filter(|line| !before.contains(line)) {
             tracing::warn!(%line, "An option is set elsewhere; edge lets go of it.");
+        }
+    }
+
+    /// Says that the clock on the wall was stepped, for it dates what lies in journal and memory. The
+    /// loop goes by another one.
+    fn look_at_clock(&mut self) {
+        let ahead_s = clock::wall_ahead_s();
+        if ahead_s.abs_diff(self.wall_ahead_s) <= STEP_S_MIN {
+            return;
+        }
+        self.wall_ahead_s = ahead_s;
+        match self.applier.follow_clock() {
+            // A machine that slept: the loop's clock stood still, the wall's is right.
+            Ok(stepped_s) if stepped_s.unsigned_abs() <= STEP_S_MIN => {}
+            Ok(stepped_s) => {
+                tracing::warn!(
+                    stepped_s,
+                    "The clock on the wall was stepped; budgets and waits go on."
+                );
+            }
+            Err(error) => tracing::warn!(%error, "A step of the clock could not be noted."),
         }
     }
 

@@ -179,6 +179,18 @@ impl Applier {
         Ok(())
     }
 
+    /// Dates the memory by the clock on the wall as it goes now; gives the seconds that it was stepped
+    /// by since the memory was dated last.
+    ///
+    /// # Errors
+    /// As [`Applier::remember`].
+    pub fn follow_clock(&mut self) -> Result<i64, FileError> {
+        let now = Clocks::now();
+        let stepped_s = now.stepped_s(&self.state.clocks);
+        self.remember(|state| state.follow_clock(now))?;
+        Ok(stepped_s)
+    }
+
     /// The next decision's number. Stored with whatever is stored next: a change does that before
     /// it begins.
     pub fn number_decision(&mut self) -> u64 {
