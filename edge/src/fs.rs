@@ -221,6 +221,8 @@ pub fn replace(
     mode: u32,
 ) -> Result<(), FileError> {
     let Some(bytes) = bytes else {
+        // Whoever was killed before the rename left it, and nobody writes over it now.
+        files.remove(&aside(path)).map_err(at("remove", &aside(path)))?;
         files.remove(path).map_err(at("remove", path))?;
         return files.sync_dir(dir_of(path)).map_err(at("sync", dir_of(path)));
     };
@@ -251,8 +253,10 @@ mod tests {
         replace(&RealFiles, &path, Some(b"two\n"), MODE_CONF).unwrap();
         assert_eq!(RealFiles.read(&path).unwrap().unwrap(), b"two\n");
         assert!(!aside(&path).exists(), "nothing is left aside");
+        fs::write(aside(&path), "left by one that was killed").unwrap();
         replace(&RealFiles, &path, None, MODE_CONF).unwrap();
         assert_eq!(RealFiles.read(&path).unwrap(), None);
+        assert!(!aside(&path).exists(), "nothing is left aside");
     }
 
     #[test]
