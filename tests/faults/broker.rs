@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 use super::site::{Site, install};
 use super::{Holds, ROW, Row};
 use crate::support::edge::model;
-use crate::support::wait_for;
+use crate::support::{wait_for, wait_within};
 
 pub(super) static ROWS: &[Row] = &[
     Row {
@@ -341,6 +341,23 @@ pub(super) static ROWS: &[Row] = &[
         ..ROW
     },
 ];
+
+/// Rows that wait for minutes.
+pub(super) static SLOW_ROWS: &[Row] = &[Row {
+    name: "$SYS once a minute",
+    main_conf: &["sys_interval 60"],
+    fault: |site| {
+        site.start_agent();
+        site.until("what it waits for", |report| {
+            report.verdict.why.contains("waiting for two updates of $SYS")
+        });
+        assert_eq!(site.broker.start_count(), 1, "changed blindly");
+        // Two updates before the change, two after it, each at 61 s on 2.0.
+        wait_within(Duration::from_secs(400), "the settings to fit", || site.tuned());
+    },
+    says: &["Changed.", "The change stood its verification."],
+    ..ROW
+}];
 
 /// A process that has nothing to do with any of this.
 struct Stranger(Child);

@@ -21,7 +21,7 @@ use brokertuner_edge::site::{Environment, Site as EdgeSite};
 use super::site::Site;
 use crate::support::PATIENCE;
 
-const INSTALL: &str = "strace is missing: sudo apt-get install -y strace";
+pub(super) const INSTALL: &str = "strace is missing: sudo apt-get install -y strace";
 /// A change has more calls than this; fewer were a trace that saw nothing.
 const CALLS_MIN: usize = 30;
 

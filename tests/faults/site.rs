@@ -73,6 +73,8 @@ pub(super) struct Site {
     pub(super) agent: Option<Agent>,
     /// Texts of the written configuration that are replaced.
     pub(super) replaced: Vec<(String, String)>,
+    /// By what the agent's clock on the wall is ahead, where it has one of its own.
+    ahead: Option<PathBuf>,
     /// What was said to others than the log.
     pub(super) heard: String,
 }
@@ -96,7 +98,7 @@ impl Site {
         config.extra = format!("{QUICK}{}", row.config);
         model::write(&config.model, &WIDE);
         let (agent, replaced, heard) = (None, Vec::new(), String::new());
-        let site = Self { broker, dir, config, agent, replaced, heard };
+        let site = Self { broker, dir, config, agent, replaced, ahead: None, heard };
         if row.holds != Holds::Nothing {
             site.leave_messages();
         }
@@ -147,8 +149,20 @@ impl Site {
         for variable in ["MOSQUITTO_PID", "MOSQUITTO_TUNER_CONFIG", "RUST_LOG"] {
             command.env_remove(variable);
         }
+        if let Some(ahead) = &self.ahead {
+            command.envs(super::clock::environment(ahead));
+        }
         command.stdin(Stdio::null());
         command
+    }
+
+    /// Steps the clock on the wall of the agents of this row.
+    pub(super) fn set_clock_ahead(&mut self, by_s: i64) {
+        let ahead = self.path("ahead");
+        let new = ahead.with_extension("new");
+        fs::write(&new, format!("{by_s:+}")).unwrap();
+        fs::rename(new, &ahead).unwrap();
+        self.ahead = Some(ahead);
     }
 
     /// Runs to its end and gives the exit status; what it says is heard.
@@ -192,6 +206,13 @@ impl Site {
         });
     }
 
+    /// As [`Site::until_said`], after another phrase.
+    pub(super) fn until_said_after(&self, first: &str, phrase: &str) {
+        wait_for(format!("the agent to say: {phrase}"), || {
+            self.log().split_once(first)?.1.contains(phrase).then_some(())
+        });
+    }
+
     /// As [`Site::until_said`], once more than now.
     pub(super) fn until_said_again(&self, phrase: &str) {
         let count = || self.log().matches(phrase).count();
@@ -209,7 +230,12 @@ impl Site {
 
     /// Every change that the model wants was made and stood its verification.
     pub(super) fn until_tuned(&self) -> Report {
-        self.until("the settings to fit", |report| {
+        wait_for("the settings to fit", || self.tuned())
+    }
+
+    /// As [`Site::until_tuned`], now.
+    pub(super) fn tuned(&self) -> Option<Report> {
+        self.report().filter(|report| {
             report.verdict.why == "the settings fit"
                 && report.options[Knob::InflightMessagesMax as usize].effective.is_some()
                 && report.last.as_ref().is_some_and(|last| last.after.is_some())

@@ -148,8 +148,20 @@ pub(crate) fn free_port() -> u16 {
 ///
 /// # Panics
 /// After [`PATIENCE`], naming what was waited for.
-pub(crate) fn wait_for<T>(what: impl Display, mut check: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
+pub(crate) fn wait_for<T>(what: impl Display, check: impl FnMut() -> Option<T>) -> T {
+    wait_within(PATIENCE, what, check)
+}
+
+/// As [`wait_for`], with other patience.
+///
+/// # Panics
+/// After it, naming what was waited for.
+pub(crate) fn wait_within<T>(
+    patience: Duration,
+    what: impl Display,
+    mut check: impl FnMut() -> Option<T>,
+) -> T {
+    let deadline = Instant::now() + patience;
     loop {
         if let Some(value) = check() {
             return value;
