@@ -6,6 +6,7 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Output};
+use std::thread;
 
 use brokertuner_core::{KNOBS, Knob, render};
 use brokertuner_host::broker::SpawnConfig;
@@ -154,12 +155,18 @@ fn gateways_decide_as_this_machine_does() {
 #[test]
 #[ignore = "compiles for four processors: tests/run --only firmware"]
 fn microcontrollers_decide_as_this_machine_does() {
+    let build: Vec<_> = std::iter::once("--build").chain(BOARDS).collect();
+    succeeded("firmware/run", &build);
     let expected = decisions_here();
-    for triple in BOARDS {
-        let (mut found, sizes) = succeeded("firmware/run", &[triple]);
+    let limits = budget("firmware_bytes_max");
+    // At once: each emulator takes one core.
+    let ran = thread::scope(|scope| {
+        let runs = BOARDS.map(|triple| scope.spawn(move || succeeded("firmware/run", &[triple])));
+        runs.map(|run| run.join().expect("it ran"))
+    });
+    for (triple, (mut found, sizes)) in BOARDS.into_iter().zip(ran) {
         let stack = found.split_off(found.find("stack ").expect("its stack"));
         assert_eq!(found, expected, "{triple}");
-        let limits = budget("firmware_bytes_max");
         for (name, text) in [("flash", &sizes), ("ram", &sizes), ("stack", &stack)] {
             let found = figure(text, if name == "ram" { "static RAM" } else { name });
             let limit = number(&limits[triple][name]);
@@ -167,6 +174,11 @@ fn microcontrollers_decide_as_this_machine_does() {
         }
         println!("{triple}: {} {}", sizes.trim(), stack.trim());
     }
+}
+
+#[test]
+#[ignore = "compiles for another processor: tests/run --only cross"]
+fn a_risc_v_without_an_operating_system_is_built_for() {
     succeeded("firmware/run", &["riscv32imc-unknown-none-elf"]);
 }
 
