@@ -10,6 +10,7 @@ mod load;
 mod reason;
 mod rules;
 mod trend;
+mod verify;
 mod watch;
 
 use crate::envelope::Envelope;
@@ -18,7 +19,7 @@ use crate::settings::{Setting, Settings};
 use embassy_time::{Duration, Instant};
 
 pub use health::Health;
-use load::{JUMP_FACTOR, Load};
+use load::Load;
 pub use reason::{HoldReason, RollBackReason};
 pub use rules::Rules;
 use trend::Trend;
@@ -30,10 +31,6 @@ pub const RESTARTS_REMEMBERED_MAX: usize = 64;
 
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
-
-/// What is stored, and of which so much was stored before a restart, was carried over by it, and is no
-/// fault of the settings.
-const LADEN_SHARE_MIN: f32 = 0.5;
 
 /// What one step weighs.
 #[derive(Clone, Copy, Debug)]
@@ -234,7 +231,7 @@ impl Controller {
         if self.is_paused {
             return Decision::Hold(HoldReason::Paused);
         }
-        self.observe_load(now, inputs.health.received_per_s);
+        let has_jumped = self.observe_load(now, inputs.health.received_per_s);
         self.observe_wanted(now, inputs);
         self.growth.observe(now, inputs.health.memory_share);
         let verified = self.verify(now, inputs);
@@ -262,6 +259,8 @@ impl Controller {
             Err(reason) => reason,
         };
         match self.reload_part(inputs).filter(|_| self.watch.is_none()) {
+            // Figures of two loads at once are no measure of what a change does.
+            Some(_) if has_jumped => Decision::Hold(HoldReason::Settling),
             Some(settings) => Decision::Change { settings, apply: Apply::Reload },
             None => Decision::Hold(reason),
         }
@@ -416,148 +415,6 @@ impl Controller {
         self.rules.back_off * (1 << doublings)
     }
 
-    /// Watches the last change; `None` where it leaves room for a next one. A reload disconnects
-    /// nobody, so it does not keep a restart waiting, and is judged together with it.
-    fn verify(&mut self, now: Instant, inputs: &Inputs) -> Option<Decision> {
-        let watch = self.watch.as_mut()?;
-        let disaster = watch.disaster(now, &inputs.health, &self.rules);
-        let is_blamed = watch.undoing.failures > 0;
-        let blame = is_blamed.then_some(watch.blame.unwrap_or(RollBackReason::Unended));
-        if let Some(reason) = disaster.or(blame) {
-            let watch = *watch;
-            return Some(self.roll_back(now, inputs, &watch, reason));
-        }
-        let elapsed = now.saturating_duration_since(watch.since);
-        if self.is_laden(now, inputs) {
-            return Some(Decision::Change { settings: self.written, apply: Apply::Restart });
-        }
-        let watch = self.watch.as_mut()?;
-        let seen = watch.seen(elapsed < self.rules.verify_window / 2, &inputs.health);
-        let watch = *watch;
-        let is_unseen = seen.is_serving && !seen.shows_all_of(&watch.before);
-        let window = if is_unseen { self.rules.unseen_max } else { self.rules.verify_window };
-        if elapsed < window.max(self.rules.verify_window) {
-            let is_settled = watch.apply == Apply::Reload && seen.is_serving && !is_unseen;
-            return (!is_settled).then_some(Decision::Hold(HoldReason::Verifying));
-        }
-        let comes_soon = |part| matches!(part, Ok(_) | Err(HoldReason::Settling));
-        let is_late = elapsed >= self.rules.unseen_max;
-        if watch.apply == Apply::Reload && !is_late && comes_soon(self.restart_part(now, inputs)) {
-            return None;
-        }
-        let worse = self.worse(now, &watch, &seen).or(is_unseen.then_some(RollBackReason::Unseen));
-        let Some(reason) = worse else {
-            self.watch = None;
-            self.failures = 0;
-            self.verified = Some(Verified { before: watch.before, after: seen });
-            return None;
-        };
-        Some(self.roll_back(now, inputs, &watch, reason))
-    }
-
-    /// Whether `decision` restarts with the settings that are in force: for what the restart before it
-    /// carried over.
-    #[must_use]
-    pub fn unloads(&self, decision: &Decision) -> bool {
-        let Decision::Change { settings, apply: Apply::Restart } = decision else { return false };
-        self.watched() == Some(Apply::Restart)
-            && *settings == self.written
-            && *settings == self.effective
-    }
-
-    /// Whether the broker that was just restarted is above its memory limit by what it stores, and stored
-    /// as much before: a save keeps what waits for clean sessions, the next start reads it,
-    /// nobody gets it, and the start after that is free of it (measured: `tests/semantics.rs`).
-    fn is_laden(&self, now: Instant, inputs: &Inputs) -> bool {
-        let Some(watch) = self.watch.filter(|watch| watch.apply == Apply::Restart) else {
-            return false;
-        };
-        let persists = self.effective.effective(Knob::Persistence, &inputs.envelope.site) != 0;
-        let health = &inputs.health;
-        let (Some(share), Some(stored), Some(stored_before)) =
-            (health.memory_share, inputs.stored_share, watch.stored_share)
-        else {
-            return false;
-        };
-        persists
-            && !watch.is_unladen
-            && health.is_serving
-            && self.written == self.effective
-            && inputs.envelope.confine(self.written) == self.written
-            && self.requested.is_none()
-            && share > 1.0
-            && share - stored <= 1.0
-            && stored_before > stored * LADEN_SHARE_MIN
-            && self.failures < self.rules.failures_max
-            && self.wait_until.is_none_or(|until| now >= until)
-            && self.restart_permit(now, inputs).is_ok()
-    }
-
-    /// Undoes the watched change, as soon as that costs no more than it saves.
-    fn roll_back(
-        &self,
-        now: Instant,
-        inputs: &Inputs,
-        watch: &Watch,
-        reason: RollBackReason,
-    ) -> Decision {
-        let last_good = watch.last_good;
-        let apply = self.apply_of(&last_good);
-        if let Err(reason) = self.roll_back_permit(now, inputs, watch, apply, reason) {
-            return Decision::Hold(reason);
-        }
-        // The heap may have grown since: a limit that was good may lie below it by now.
-        let settings = match apply {
-            Apply::Restart => inputs.envelope.confine(last_good),
-            Apply::Reload => self.for_reload(last_good, &inputs.envelope),
-        };
-        Decision::RollBack { settings, apply, reason }
-    }
-
-    /// What keeps from undoing a change.
-    ///
-    /// The first try is for safety: budget and earlier failures do not hold it, though it counts in the
-    /// budget. Quiet hours do, while the broker serves: in them there are no restarts. After one that
-    /// failed each next one costs what any change does, and a person is called after as many as for any
-    /// change.
-    fn roll_back_permit(
-        &self,
-        now: Instant,
-        inputs: &Inputs,
-        watch: &Watch,
-        apply: Apply,
-        reason: RollBackReason,
-    ) -> Result<(), HoldReason> {
-        let is_again = watch.undoing.failures > 0;
-        if is_again && self.failures >= self.rules.failures_max {
-            return Err(HoldReason::Failed);
-        }
-        if is_again && self.wait_until.is_some_and(|until| now < until) {
-            return Err(HoldReason::BackingOff);
-        }
-        if apply == Apply::Reload {
-            return Ok(());
-        }
-        if is_again {
-            return if inputs.health.is_serving {
-                self.restart_permit(now, inputs)
-            } else {
-                Ok(())
-            };
-        }
-        let is_down = matches!(reason, RollBackReason::NotServing | RollBackReason::Crashed);
-        if is_down {
-            return Ok(());
-        }
-        if inputs.quiet_hours {
-            return Err(HoldReason::QuietHours);
-        }
-        if inputs.state_at_risk && !self.rules.allow_state_loss {
-            return Err(HoldReason::StateAtRisk);
-        }
-        Ok(())
-    }
-
     /// How `settings` become effective.
     fn apply_of(&self, settings: &Settings) -> Apply {
         let differing = settings.differing(&self.effective);
@@ -565,47 +422,17 @@ impl Controller {
         if differing.iter().any(is_restart) { Apply::Restart } else { Apply::Reload }
     }
 
-    fn worse(&self, at: Instant, watch: &Watch, now: &Health) -> Option<RollBackReason> {
-        let (rules, before) = (&self.rules, &watch.before);
-        // What grew before the change would have grown without it, and grows on when it is undone.
-        let would_be = watch.growth().expected_max(at).unwrap_or(0.0);
-        if !now.is_serving {
-            return before.is_serving.then_some(RollBackReason::NotServing);
-        }
-        let is_worse = |a: Option<f32>, b: Option<f32>, worse: &dyn Fn(f32, f32) -> bool| {
-            a.zip(b).is_some_and(|(before, now)| worse(before, now))
-        };
-        if is_worse(before.clients, now.clients, &|b, n| n < b * rules.clients_back_share_min - 1.0)
-            && watch.apply == Apply::Restart
-        {
-            Some(RollBackReason::ClientsLost)
-        } else if is_worse(before.memory_share, now.memory_share, &|b, n| {
-            n > 1.0 && b <= 1.0 && n > would_be
-        }) {
-            Some(RollBackReason::Memory)
-        } else if is_worse(before.received_per_s, now.received_per_s, &|b, n| n > b * JUMP_FACTOR) {
-            // Drops and latency may have come with the load: no evidence against the settings.
-            None
-        } else if is_worse(before.dropped_share, now.dropped_share, &|b, n| {
-            n > b + rules.worse_dropped_share
-        }) {
-            Some(RollBackReason::Dropped)
-        } else if is_worse(before.probe_latency_us, now.probe_latency_us, &|b, n| {
-            n > rules.worse_latency_us_min && n > b * rules.worse_latency_factor
-        }) {
-            Some(RollBackReason::Latency)
-        } else {
-            None
-        }
-    }
-
-    /// What was wanted for another load says nothing of this one.
-    fn observe_load(&mut self, now: Instant, received_per_s: Option<f32>) {
+    /// Whether a steady load has just become another one: what was wanted before says nothing of it.
+    fn observe_load(&mut self, now: Instant, received_per_s: Option<f32>) -> bool {
         if self.watch.is_some() {
             self.load.skip(received_per_s);
-        } else if self.load.observe(now, received_per_s, &self.rules) {
+            return false;
+        }
+        let has_jumped = self.load.observe(now, received_per_s, &self.rules);
+        if has_jumped {
             self.trends = [Trend::NONE; KNOB_COUNT];
         }
+        has_jumped
     }
 
     /// Follows where each restart-only option is wanted.

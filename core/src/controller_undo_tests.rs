@@ -183,3 +183,26 @@ fn after_a_laden_restart(stored: f32, envelope: Envelope) -> (Controller, u64, I
     let (second, _) = until_done(&mut controller, 0, &inputs, Outcome::Done).unwrap();
     (controller, second, Inputs { health: memory(1.2), stored_share: Some(0.4), ..inputs })
 }
+
+/// What is seen where a load jumps is of the old load and the new one: what the new one drops is not held
+/// against a change that was made then.
+#[test]
+fn no_reload_is_measured_by_a_load_that_is_coming_up() {
+    let of = |received_per_s: f32, dropped_share: f32, wanted: Settings| {
+        let received_per_s = Some(received_per_s);
+        let health = Health { received_per_s, dropped_share: Some(dropped_share), ..healthy() };
+        Inputs { health, ..wants(wanted) }
+    };
+    let wanted = with(&[(Knob::AutosaveInterval, 600)]);
+    let mut controller = controller();
+    controller.step(at(0), &of(100.0, 0.0, Settings::UNWRITTEN));
+    let held = controller.step(at(5), &of(15_000.0, 0.01, wanted));
+    assert_eq!(held, Decision::Hold(HoldReason::Settling));
+    let full = of(20_000.0, 0.13, wanted);
+    let reload = controller.step(at(10), &full);
+    assert!(matches!(reload, Decision::Change { apply: Apply::Reload, .. }), "{reload:?}");
+    controller.applied(at(10), &reload, Outcome::Done, full.health);
+    for second in (15..120).step_by(5) {
+        assert_eq!(controller.step(at(second), &full), Decision::Hold(HoldReason::Satisfied));
+    }
+}
