@@ -169,6 +169,8 @@ mod tests {
     use super::*;
     use crate::pid;
     use procfs::process::Process;
+    use std::io::{Read, Write};
+    use std::process::{Command, Stdio};
 
     const STAT: &[u8] =
         b"812 (mosq) (x) S 1 812 812 0 -1 4194560 900 0 2 0 33 21 0 0 20 0 1 0 1234 24051\n";
@@ -191,10 +193,15 @@ mod tests {
         }
     }
 
-    /// procfs reads the same files by itself.
+    /// procfs reads the same files by itself. Not this very process: an emulator makes up some of its files.
     #[test]
-    fn this_very_process_has_memory_and_a_past() {
-        let own = Process::myself().unwrap();
+    fn a_process_has_memory_and_a_past() {
+        let mut cat =
+            Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        // From here on it only waits.
+        cat.stdin.as_mut().unwrap().write_all(b"x").unwrap();
+        cat.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+        let own = Process::new(i32::try_from(cat.id()).unwrap()).unwrap();
         let process = pid::alive(own.pid).unwrap().unwrap();
         let sample = read(process).unwrap();
         assert!(sample.rss_bytes > 100 * KIB, "{sample:?}");
@@ -208,6 +215,8 @@ mod tests {
         assert!(sample.context_switches <= switches + status.nonvoluntary_ctxt_switches.unwrap());
         let other = ProcessId { start_ticks: process.start_ticks + 1, ..process };
         assert!(read(other).is_err(), "another process with the same pid");
+        drop(cat.stdin.take());
+        cat.wait().unwrap();
     }
 
     /// A reader that gives its text in pieces of one size.

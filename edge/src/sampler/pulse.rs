@@ -69,8 +69,8 @@ mod tests {
     fn the_first_is_at_once_and_the_next_an_interval_later() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let pulse = Pulse::every(Duration::from_millis(50)).unwrap();
             let began = Instant::now();
+            let pulse = Pulse::every(Duration::from_millis(50)).unwrap();
             pulse.tick().await.unwrap();
             pulse.tick().await.unwrap();
             pulse.tick().await.unwrap();
