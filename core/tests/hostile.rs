@@ -26,6 +26,9 @@ use brokertuner_core::{Envelope, Instant, KNOB_COUNT, Knob, KnobSet, Setting, Se
 use common::{Lcg, OwnedModel};
 
 const MODELS: u64 = 1000;
+/// Under an emulator, some thirty times as slow, one in so many of them; prime, so that quiet hours, sizes
+/// and short intervals are mixed as among all.
+const EMULATED_EVERY: u64 = 19;
 const WEEK_S: u64 = 7 * DAY_S;
 const DAY_S: u64 = 24 * HOUR_S;
 const HOUR_S: u64 = 3600;
@@ -387,13 +390,17 @@ fn week_of(seed: u64) -> (Restarts, usize) {
 #[test]
 fn a_thousand_hostile_models_keep_envelope_and_budget() {
     let threads = thread::available_parallelism().map_or(2, usize::from) as u64;
+    let is_emulated = std::env::var_os("BROKERTUNER_TEST_RUNNER").is_some();
+    let every = if is_emulated { EMULATED_EVERY } else { 1 };
+    let models = MODELS / every;
+    let week = |index: u64| week_of(index * every);
     let weeks: Vec<(Restarts, usize)> = thread::scope(|scope| {
-        let run = |first: u64| (first..MODELS).step_by(threads as usize).map(week_of).collect();
+        let run = |first: u64| (first..models).step_by(threads as usize).map(week).collect();
         let lanes: Vec<_> =
             (0..threads).map(|first| scope.spawn(move || -> Vec<_> { run(first) })).collect();
         lanes.into_iter().flat_map(|lane| lane.join().unwrap()).collect()
     });
-    assert_eq!(weeks.len() as u64, MODELS);
+    assert_eq!(weeks.len() as u64, models);
     let restarts: usize = weeks.iter().map(|(restarts, _)| restarts.0.len()).sum();
     let roll_backs: usize = weeks.iter().map(|(_, roll_backs)| roll_backs).sum();
     let at_budget = weeks
@@ -404,5 +411,6 @@ fn a_thousand_hostile_models_keep_envelope_and_budget() {
         .count();
     println!("{restarts} restarts, {roll_backs} changes undone, {at_budget} at the day's budget");
     // Else nothing was put to the test.
-    assert!(at_budget > 50 && roll_backs > 1000, "{at_budget} {roll_backs}");
+    let few = (models as usize / 20, models as usize);
+    assert!(at_budget > few.0 && roll_backs > few.1, "{at_budget} {roll_backs}");
 }
