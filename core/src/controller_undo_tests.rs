@@ -184,8 +184,8 @@ fn after_a_laden_restart(stored: f32, envelope: Envelope) -> (Controller, u64, I
     (controller, second, Inputs { health: memory(1.2), stored_share: Some(0.4), ..inputs })
 }
 
-/// What is seen where a load jumps is of the old load and the new one: what the new one drops is not held
-/// against a change that was made then.
+/// What is seen where a load jumps is of the old load and the new one: what the new one drops is
+/// not held against a change that was made then.
 #[test]
 fn no_reload_is_measured_by_a_load_that_is_coming_up() {
     let of = |received_per_s: f32, dropped_share: f32, wanted: Settings| {

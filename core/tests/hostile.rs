@@ -26,8 +26,8 @@ use brokertuner_core::{Envelope, Instant, KNOB_COUNT, Knob, KnobSet, Setting, Se
 use common::{Lcg, OwnedModel};
 
 const MODELS: u64 = 1000;
-/// Under an emulator, some thirty times as slow, one in so many of them; prime, so that quiet hours, sizes
-/// and short intervals are mixed as among all.
+/// Under an emulator, some thirty times as slow, one in so many of them; prime, so that quiet
+/// hours, sizes and short intervals are mixed as among all.
 const EMULATED_EVERY: u64 = 19;
 const WEEK_S: u64 = 7 * DAY_S;
 const DAY_S: u64 = 24 * HOUR_S;

@@ -193,7 +193,8 @@ mod tests {
         }
     }
 
-    /// procfs reads the same files by itself. Not this very process: an emulator makes up some of its files.
+    /// procfs reads the same files by itself. Not this very process: an emulator makes up some of
+    /// its files.
     #[test]
     fn a_process_has_memory_and_a_past() {
         let mut cat =
