@@ -159,16 +159,27 @@ struct WireRecord {
     /// Pid, start ticks, resident bytes, CPU microseconds, context switches.
     proc: Option<(u32, u64, u64, u64, u64)>,
     probe_us: [Option<u32>; 2],
-    own: WireOwn,
+    #[serde(with = "WireOwn")]
+    own: OwnTraffic,
     written: [Option<u64>; KNOB_COUNT],
     effective: [Option<u64>; KNOB_COUNT],
     /// Bit 0: serving; 1: state at risk; 2: quiet hours.
     flags: u8,
 }
 
-/// Connections, subscriptions; publishes sent and received, payload bytes sent, packets sent, bytes
-/// sent and received.
-type WireOwn = (u32, u32, [u64; 6]);
+/// The layout of [`OwnTraffic`]: the fields in this order.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "OwnTraffic")]
+struct WireOwn {
+    connections: u32,
+    subscriptions: u32,
+    publish_sent: u64,
+    publish_received: u64,
+    publish_bytes_sent: u64,
+    packets_sent: u64,
+    bytes_sent: u64,
+    bytes_received: u64,
+}
 
 impl Head {
     /// Writes the beginning of a trace into `out` and returns its length.
@@ -236,7 +247,7 @@ impl Record {
                 (pid, start_ticks, rss_bytes, cpu_us, context_switches)
             }),
             probe_us: [sample.probe.latency_us_qos0, sample.probe.latency_us_qos1],
-            own: own_to_wire(&sample.own),
+            own: sample.own,
             written: Knob::ALL.map(|knob| self.written.get(knob).value()),
             effective: Knob::ALL.map(|knob| self.effective.get(knob).value()),
             flags: bit(self.is_serving, 0) | bit(self.state_at_risk, 1) | bit(self.quiet_hours, 2),
@@ -258,7 +269,7 @@ impl Record {
                 ProcSample { pid, start_ticks, rss_bytes, cpu_us, context_switches }
             }),
             probe: ProbeSample { latency_us_qos0, latency_us_qos1 },
-            own: own_of_wire(wire.own),
+            own: wire.own,
         };
         Ok(Record {
             sample,
@@ -274,49 +285,6 @@ impl Record {
     #[must_use]
     pub fn health(&self, metrics: &Metrics, targets: &Targets) -> Health {
         Health::of(metrics, targets, self.is_serving)
-    }
-}
-
-fn own_to_wire(own: &OwnTraffic) -> WireOwn {
-    let OwnTraffic {
-        connections,
-        subscriptions,
-        publish_sent,
-        publish_received,
-        publish_bytes_sent,
-        packets_sent,
-        bytes_sent,
-        bytes_received,
-    } = *own;
-    let counters = [
-        publish_sent,
-        publish_received,
-        publish_bytes_sent,
-        packets_sent,
-        bytes_sent,
-        bytes_received,
-    ];
-    (connections, subscriptions, counters)
-}
-
-fn own_of_wire((connections, subscriptions, counters): WireOwn) -> OwnTraffic {
-    let [
-        publish_sent,
-        publish_received,
-        publish_bytes_sent,
-        packets_sent,
-        bytes_sent,
-        bytes_received,
-    ] = counters;
-    OwnTraffic {
-        connections,
-        subscriptions,
-        publish_sent,
-        publish_received,
-        publish_bytes_sent,
-        packets_sent,
-        bytes_sent,
-        bytes_received,
     }
 }
 

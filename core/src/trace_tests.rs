@@ -171,7 +171,7 @@ fn wire() -> WireRecord {
         sys: [None; SYS_COUNT],
         proc: None,
         probe_us: [None; 2],
-        own: (0, 0, [0; 6]),
+        own: OwnTraffic::default(),
         written: [None; KNOB_COUNT],
         effective: [None; KNOB_COUNT],
         flags: 0,
