@@ -206,3 +206,22 @@ fn no_reload_is_measured_by_a_load_that_is_coming_up() {
         assert_eq!(controller.step(at(second), &full), Decision::Hold(HoldReason::Satisfied));
     }
 }
+
+/// (mixed-day on a real broker: a phase's consumers left within the window of a restart, which was
+/// taken back for it, and the minute after it was lost.)
+#[test]
+fn clients_that_came_back_may_leave() {
+    let verdict_on = |clients: [f32; 6]| {
+        let (mut controller, inputs) = restarted();
+        clients.into_iter().zip((65..).step_by(5)).find_map(|(clients, second)| {
+            let health = Health { clients: Some(clients), ..healthy() };
+            match controller.step(at(second), &Inputs { health, ..inputs }) {
+                Decision::RollBack { reason, .. } => Some(reason),
+                _ => None,
+            }
+        })
+    };
+    assert_eq!(verdict_on([3.0, 20.0, 20.0, 20.0, 10.0, 0.0]), None);
+    let lost = Some(RollBackReason::ClientsLost);
+    assert_eq!(verdict_on([0.0, 5.0, 10.0, 16.0, 16.0, 16.0]), lost);
+}

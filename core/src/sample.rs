@@ -227,14 +227,15 @@ pub struct ProcSample {
     pub context_switches: u64,
 }
 
-/// Round trips of the agent's own messages through the broker, since the last sample.
+/// Round trips of the agent's own messages through the broker: the worst since the last sample, or
+/// the latest where none came back since.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct ProbeSample {
-    /// Worst QoS 0 round trip; `None` where none came back.
+    /// By QoS 0; `None` where none ever came back, or the last one was lost.
     pub latency_us_qos0: Option<u32>,
-    /// Worst QoS 1 round trip; `None` where none came back.
+    /// By QoS 1, likewise.
     pub latency_us_qos1: Option<u32>,
 }
 

@@ -44,7 +44,8 @@ pub struct Rules {
     pub worse_latency_us_min: f32,
     /// A change is worse when the share of dropped deliveries rises by more than this.
     pub worse_dropped_share: f32,
-    /// A restart is worse when fewer than this share of the clients come back.
+    /// A restart is worse when fewer than this share of the clients come back within the window;
+    /// whoever came back may leave.
     pub clients_back_share_min: f32,
 }
 

@@ -24,6 +24,8 @@ pub(super) struct Watch {
     pub(super) stored_share: Option<f32>,
     latency_us: Mean,
     dropped_share: Mean,
+    /// The most that were connected at a look since.
+    clients: Option<f32>,
     /// Since when it has answered nobody.
     down_since: Option<Instant>,
     /// Processes that took over without us.
@@ -50,7 +52,7 @@ impl Watch {
     pub(super) fn new(since: Instant, apply: Apply, before: Health, last_good: Settings) -> Watch {
         let growth = Growth::default();
         let (latency_us, dropped_share) = (Mean::default(), Mean::default());
-        let (down_since, crashes) = (None, 0);
+        let (clients, down_since, crashes) = (None, None, 0);
         let (undoing, blame) = (Undoing::default(), None);
         Watch {
             since,
@@ -61,6 +63,7 @@ impl Watch {
             stored_share: None,
             latency_us,
             dropped_share,
+            clients,
             down_since,
             crashes,
             is_unladen: false,
@@ -107,14 +110,20 @@ impl Watch {
         is_down.then_some(RollBackReason::NotServing)
     }
 
-    /// What was seen over the window: means of what flickers, the last of what stands.
+    /// What was seen over the window: means of what flickers, the last of what stands, and the most
+    /// clients, for those who came back and left later have their own reasons.
     ///
     /// The first half belongs to the change itself: clients come back, probes wait for them.
     pub(super) fn seen(&mut self, is_first_half: bool, now: &Health) -> Health {
+        self.clients = match (self.clients, now.clients) {
+            (Some(most), Some(clients)) => Some(most.max(clients)),
+            (most, clients) => most.or(clients),
+        };
         if is_first_half {
             return *now;
         }
         Health {
+            clients: now.clients.and(self.clients),
             probe_latency_us: self.latency_us.with(now.probe_latency_us),
             dropped_share: self.dropped_share.with(now.dropped_share),
             ..*now

@@ -33,12 +33,14 @@ struct Outstanding {
     sent: Instant,
 }
 
-/// Probes under way and the worst since the last look.
+/// Probes under way, the worst since the last look, and the latest.
 #[derive(Debug, Default)]
 pub(super) struct Probes {
     next: u64,
     outstanding: Vec<Outstanding>,
     worst: [Option<Duration>; 2],
+    /// What a look sees that comes before the next probe of that QoS is back.
+    latest: [Option<Duration>; 2],
     /// The first of the present round is out, and the second has not gone.
     is_second_due: bool,
     latencies: Latencies,
@@ -81,16 +83,20 @@ impl Probes {
     fn note(&mut self, qos: u8, latency: Duration) {
         let worst = &mut self.worst[usize::from(qos)];
         *worst = (*worst).max(Some(latency));
+        self.latest[usize::from(qos)] = Some(latency);
     }
 
-    /// The worst since the last call; an overdue probe counts with its age so far, where its like
+    /// The worst since the last call, or the latest where none came back since: looks may follow
+    /// each other faster than probes. An overdue probe counts with its age so far, where its like
     /// has come back before.
     pub(super) fn take(&mut self, now: Instant) -> ProbeSample {
         let (answered, latencies) = (self.answered, &mut self.latencies);
+        let latest = &mut self.latest;
         self.outstanding.retain(|probe| {
             let is_young = now.saturating_duration_since(probe.sent) < LOST;
             if !is_young && answered[usize::from(probe.qos)] {
                 latencies.note(probe.qos, LOST, now);
+                latest[usize::from(probe.qos)] = None;
             }
             is_young
         });
@@ -102,8 +108,12 @@ impl Probes {
             }
         }
         let [qos0, qos1] = std::mem::take(&mut self.worst);
-        let latency_us = |worst: Duration| u32::try_from(worst.as_micros()).unwrap_or(u32::MAX);
-        ProbeSample { latency_us_qos0: qos0.map(latency_us), latency_us_qos1: qos1.map(latency_us) }
+        let [latest0, latest1] = self.latest;
+        let latency_us = |latency: Duration| u32::try_from(latency.as_micros()).unwrap_or(u32::MAX);
+        ProbeSample {
+            latency_us_qos0: qos0.or(latest0).map(latency_us),
+            latency_us_qos1: qos1.or(latest1).map(latency_us),
+        }
     }
 
     /// The round trips of the last minutes by QoS 0 and 1.
@@ -114,6 +124,7 @@ impl Probes {
     /// The connection is gone, and what was under way with it.
     pub(super) fn clear(&mut self) {
         self.outstanding.clear();
+        self.latest = [None; 2];
         self.is_second_due = false;
     }
 }
@@ -160,7 +171,25 @@ mod tests {
         probes.receive(&c, at(102));
         let seen = probes.take(at(200));
         assert_eq!((seen.latency_us_qos0, seen.latency_us_qos1), (Some(7000), Some(3000)));
-        assert_eq!(probes.take(at(300)), ProbeSample::default(), "nothing new is not zero");
+    }
+
+    /// (While an agent waits for `$SYS`, it looks every half second. One that saw no probe at the
+    /// first look with rates let that decision pass.)
+    #[test]
+    fn looks_may_follow_each_other_faster_than_probes() {
+        let mut probes = Probes::default();
+        assert_eq!(probes.take(at(0)), ProbeSample::default(), "nothing yet is not zero");
+        for payload in [round(&mut probes, 0), round(&mut probes, 100)].concat() {
+            probes.receive(&payload, at(107));
+        }
+        let us = |seen: ProbeSample| (seen.latency_us_qos0, seen.latency_us_qos1);
+        assert_eq!(us(probes.take(at(200))), (Some(107_000), Some(107_000)), "the worst");
+        assert_eq!(us(probes.take(at(300))), (Some(7000), Some(7000)), "the latest");
+        probes.send(Round::Next, at(2500));
+        assert_eq!(us(probes.take(at(2600))), (Some(7000), Some(7000)), "the next is young");
+        assert_eq!(us(probes.take(at(4500))), (Some(2_000_000), Some(7000)), "it is overdue");
+        probes.clear();
+        assert_eq!(probes.take(at(4600)), ProbeSample::default(), "another connection");
     }
 
     #[test]
@@ -171,7 +200,7 @@ mod tests {
         probes.receive(&second, at(0));
         assert_eq!(probes.take(at(0)).latency_us_qos0, Some(0));
         let (_, late) = probes.send(Round::Next, at(0));
-        assert_eq!(probes.take(at(900)).latency_us_qos0, None);
+        assert_eq!(probes.take(at(900)).latency_us_qos0, Some(0), "it is young");
         assert_eq!(probes.take(at(5000)).latency_us_qos0, Some(5_000_000));
         assert_eq!(probes.take(at(31_000)).latency_us_qos0, None);
         let [of_qos0, of_qos1] = probes.latencies().map(Option::unwrap);

@@ -64,6 +64,11 @@ fn look_at_all(mqtt: ProtocolChoice) {
     assert_eq!(sampler.protocol(), Some(mqtt.first()));
     assert_eq!(sampler.sys_status(), SysStatus::Flowing);
     assert_eq!(sampler.is_probe_allowed(), Some(true));
+    // As an agent that waits for `$SYS` looks, faster than probes go.
+    for _ in 0..100 {
+        let probe = sampler.sample().probe;
+        assert!(probe.latency_us_qos0.is_some() && probe.latency_us_qos1.is_some(), "{probe:?}");
+    }
     assert_eq!(metrics.clients_others, Some(0.0), "its own connection is left out");
     assert!(metrics.rss_bytes.unwrap() > 1e6);
     assert!(sampler.version().is_some());
