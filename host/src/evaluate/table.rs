@@ -24,7 +24,7 @@ pub struct Summary {
     /// Of the measurements that count, those without the CPU quota that the load asks for: they
     /// say nothing about a small gateway.
     pub uncapped: usize,
-    /// Seconds of the measurements that count.
+    /// Seconds measured, those of void measurements among them.
     pub seconds: u64,
     /// Of them left out because the generator lagged.
     pub seconds_void: u64,
@@ -67,8 +67,8 @@ fn summary(scenario: &str, arm: &str, group: &[&Record]) -> Summary {
         score_mean: (!scores.is_empty()).then_some(score_mean),
         score_sd: (!scores.is_empty()).then_some(score_sd),
         uncapped: counted.iter().filter(|record| record.outcome.is_uncapped).count(),
-        seconds: loads().map(|load| load.seconds).sum(),
-        seconds_void: loads().map(|load| load.seconds_void).sum(),
+        seconds: group.iter().map(|record| record.outcome.load.seconds).sum(),
+        seconds_void: group.iter().map(|record| record.outcome.load.seconds_void).sum(),
         capacity_msgs_per_s: group.iter().find_map(|r| r.outcome.load.capacity_msgs_per_s),
         tally: loads().map(|load| load.tally).sum(),
     }

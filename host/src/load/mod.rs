@@ -10,6 +10,7 @@ pub mod codec;
 pub mod schedule;
 pub mod score;
 
+mod awake;
 mod client;
 mod engine;
 mod lag;
@@ -38,6 +39,7 @@ pub use capacity::capacity;
 pub use result::{GroupResult, LoadResult, PhaseResult, RESULT_VERSION, SecondResult};
 
 use crate::scenario::Scenario;
+use awake::Awake;
 use engine::Engine;
 use score::{GroupCounts, MemorySeconds, PhaseCounts, SecondCounts, Tally};
 
@@ -331,6 +333,8 @@ fn play(
     if let Some(cores) = &config.pin_cores {
         pin(cores).map_err(LoadError::system("pin to cores"))?;
     }
+    let _awake = Awake::hold()
+        .inspect_err(|error| tracing::debug!(%error, "The processors may sleep between messages."));
     {
         let mut handover = shared.handover();
         handover.repeat = config.repeat;
