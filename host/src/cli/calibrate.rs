@@ -29,6 +29,10 @@ pub(crate) struct CalibrateArgs {
     /// Find the costs anew from the measurements of the last run (the .json beside --out).
     #[arg(long, conflicts_with = "check")]
     refit: bool,
+    /// Derive, instead of measuring, what the program carries for a core that has this share of that
+    /// one's speed.
+    #[arg(long, value_name = "SHARE", conflicts_with_all = ["check", "refit"], value_parser = share)]
+    cpu_share: Option<f64>,
     /// Compare scores instead: the twin with the calibration in --out against the real broker.
     #[arg(long)]
     check: bool,
@@ -71,6 +75,9 @@ impl CalibrateArgs {
         }
         // Before the minutes that it takes.
         create_parent(&self.out)?;
+        if let Some(share) = self.cpu_share {
+            return self.derive(share);
+        }
         let measured = self.out.with_extension("json");
         let report = if self.refit {
             let name = measured.display();
@@ -93,7 +100,33 @@ impl CalibrateArgs {
     }
 }
 
+/// A share of a core's speed: 0.01 to 1, as that of a scenario.
+fn share(text: &str) -> Result<f64, String> {
+    let share: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    (0.01..=1.0).contains(&share).then_some(share).ok_or_else(|| "not 0.01 to 1".to_owned())
+}
+
+/// The calibration that the program carries, on a core with that share of its speed, as a file that
+/// says so.
+fn derived(share: f64) -> Result<String> {
+    let calibration = Calibration::default().slowed(share.recip());
+    Ok(format!(
+        "# Derived, not measured: a broker whose core has {share} of the speed of that in\n\
+         # mosquitto-2.0.21.toml (`host calibrate --cpu-share {share}`).\n{}",
+        toml::to_string(&calibration)?
+    ))
+}
+
 impl CalibrateArgs {
+    fn derive(&self, share: f64) -> Result<Answer> {
+        options::write(&self.out, derived(share)?.as_bytes())?;
+        print(&match self.json {
+            true => serde_json::to_string_pretty(&Calibration::load(&self.out)?)? + "\n",
+            false => format!("{}\n", self.out.display()),
+        })?;
+        Ok(Answer::Yes)
+    }
+
     /// Score against score. Answers no where the twin is not good enough, or not all was measured.
     fn compare(&self) -> Result<Answer> {
         let calibration = Calibration::load(&self.out)?;
@@ -173,4 +206,26 @@ fn table(report: &Report) -> String {
         );
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn the_raspberry_pi_is_derived_from_what_was_measured() {
+        let shipped = include_str!("../../calibrations/raspberry-pi.toml");
+        assert_eq!(derived(0.25).unwrap(), shipped);
+    }
+
+    #[test]
+    fn a_share_is_a_hundredth_to_all_of_a_core() {
+        for good in ["0.01", "0.25", "1"] {
+            assert!(share(good).is_ok(), "{good}");
+        }
+        for bad in ["0", "-1", "1.5", "nan", "a quarter", ""] {
+            assert!(share(bad).is_err(), "{bad}");
+        }
+    }
 }

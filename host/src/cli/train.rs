@@ -77,8 +77,8 @@ struct Envs {
 struct Judge {
     about: About,
     scenarios: Vec<Arc<Scenario>>,
-    calibration: Calibration,
-    capacity_msgs_per_s: Option<f64>,
+    /// Brokers that the loads meet in turn, with what each passes.
+    brokers: Vec<(Calibration, Option<f64>)>,
     profile: Profile,
 }
 
@@ -90,10 +90,11 @@ impl Judge {
             let path = Path::new("the agent's policy");
             let policy = ModelPolicy::of_bytes(bytes.clone(), self.about.schema, path)?;
             let mut policy = FilePolicy::from(policy);
+            let (calibration, capacity_msgs_per_s) = self.brokers[number % self.brokers.len()];
             let play = Play {
                 scenario: Arc::clone(scenario),
-                calibration: self.calibration,
-                capacity_msgs_per_s: self.capacity_msgs_per_s,
+                calibration,
+                capacity_msgs_per_s,
                 profile: self.profile,
                 seed: number as u64,
             };
@@ -133,8 +134,8 @@ pub(crate) struct TrainArgs {
     /// Where to train.
     #[arg(long, value_enum, default_value_t)]
     env: EnvKind,
-    /// The broker that the twin simulates: a file of `host calibrate`; may be repeated. Default:
-    /// what the program carries.
+    /// A broker that the twin simulates: a file of `host calibrate`; may be repeated. Default: all
+    /// that the program carries.
     #[arg(long, value_name = "FILE")]
     calibration: Vec<PathBuf>,
     /// Environment steps after which training ends, with those before --resume.
@@ -321,8 +322,8 @@ impl TrainArgs {
     ) -> Result<bool> {
         let config = self.sweep.config(sweep::Parts {
             source: self.source(agent.seed(), SWEPT_SITES)?,
-            calibrations: options::calibrations(&self.calibration)?,
-            capacity_msgs_per_s: judge.capacity_msgs_per_s,
+            calibrations: self.calibrations()?,
+            capacity_msgs_per_s: judge.brokers[0].1,
             schema,
             reward,
             seed: agent.seed(),
@@ -345,22 +346,25 @@ impl TrainArgs {
 
     /// Who judges policies in the twin.
     fn judge(&self, about: &About) -> Result<Judge> {
-        let calibrations = options::calibrations(&self.calibration)?;
         let sites = (0..u64::from(self.validate_sites)).map(|number| {
             // Far from those of `host evaluate --sites`, which nobody may choose by.
             Ok(Arc::new(crate::sites::site(VALIDATION_SITES + number)?))
         });
         let named = options::scenarios(&self.scenarios)?;
         let scenarios = if named.is_empty() { sites.collect::<Result<_>>()? } else { named };
-        let capacity_msgs_per_s = options::twin_capacity(&calibrations[0], &scenarios)?;
-        let (about, calibration) = (about.clone(), calibrations[0]);
-        Ok(Judge {
-            about,
-            scenarios,
-            calibration,
-            capacity_msgs_per_s,
-            profile: Profile::judging()?,
-        })
+        let brokers = self.calibrations()?.into_iter().map(|calibration| {
+            Ok((calibration, options::twin_capacity(&calibration, &scenarios)?))
+        });
+        let brokers = brokers.collect::<Result<_>>()?;
+        Ok(Judge { about: about.clone(), scenarios, brokers, profile: Profile::judging()? })
+    }
+
+    /// At least one.
+    fn calibrations(&self) -> Result<Vec<Calibration>> {
+        match self.calibration.is_empty() {
+            true => Ok(Calibration::shipped()),
+            false => options::calibrations(&self.calibration),
+        }
     }
 
     fn duration(&self) -> Option<Duration> {
@@ -402,7 +406,7 @@ impl TrainArgs {
 
     /// Brokers of the twin, under the scenarios or under randomised sites.
     fn twins(&self, agent: &Agent, schema: Schema, reward: RewardKind) -> Result<Envs> {
-        let calibrations = options::calibrations(&self.calibration)?;
+        let calibrations = self.calibrations()?;
         let scenarios = options::scenarios(&self.scenarios)?;
         let source = self.source(agent.seed(), 0)?;
         let loads = match &source {

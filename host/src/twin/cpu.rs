@@ -48,19 +48,19 @@ impl Default for Costs {
 }
 
 impl Costs {
-    /// On a core that takes so many times as long.
+    /// Other costs, each made of one of these.
     #[must_use]
-    pub fn times(self, factor: f64) -> Costs {
+    pub fn map(self, mut of: impl FnMut(f64) -> f64) -> Costs {
         Costs {
-            wake_us: self.wake_us * factor,
-            round_us: self.round_us * factor,
-            publish_us: self.publish_us * factor,
-            publish_us_per_kib: self.publish_us_per_kib * factor,
-            route_us: self.route_us * factor,
-            write_us: self.write_us * factor,
-            write_us_per_kib: self.write_us_per_kib * factor,
-            segment_us: self.segment_us * factor,
-            acknowledge_us: self.acknowledge_us * factor,
+            wake_us: of(self.wake_us),
+            round_us: of(self.round_us),
+            publish_us: of(self.publish_us),
+            publish_us_per_kib: of(self.publish_us_per_kib),
+            route_us: of(self.route_us),
+            write_us: of(self.write_us),
+            write_us_per_kib: of(self.write_us_per_kib),
+            segment_us: of(self.segment_us),
+            acknowledge_us: of(self.acknowledge_us),
         }
     }
 
