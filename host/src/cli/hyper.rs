@@ -118,6 +118,8 @@ hyper_args! {
     guide_candidates: usize,
     /// What another candidate must be worth beyond the action in force.
     guide_stay: f64,
+    /// Standard deviation of noise on the actions of lessons.
+    lesson_noise: f64,
     /// Share of a batch that comes from lessons.
     lessons_share: f64,
     /// Half width of the initial weights of the last layers.

@@ -5,7 +5,7 @@ use super::guide::Guide;
 use super::hyper::INERTIA_WIDTH;
 use super::lessons::{Lessons, Trial};
 use super::net::{Mlp, Tape, row_sum, tanh, tanh_into};
-use super::noise::Noise;
+use super::noise::{Noise, normal};
 use super::normaliser::{InputScale, Normaliser};
 use super::quantise::snap;
 use super::replay::{Pending, Replay, Row, Transition, collect, cut};
@@ -403,6 +403,12 @@ impl Agent {
             scatter(row.state, work.actor.input(), index, batch);
             scatter(row.next_state, work.target_actor.input(), index, batch);
             scatter(row.action, &mut work.actions, index, batch);
+            if is_lesson && self.hyper.lesson_noise > 0.0 {
+                for action in work.actions.iter_mut().skip(index).step_by(batch) {
+                    let noise = self.hyper.lesson_noise * normal(&mut self.learn_rng);
+                    *action = (*action + narrow(noise)).clamp(-1.0, 1.0);
+                }
+            }
             let in_force = self.state_dim.checked_sub(self.action_dim);
             if let Some(start) = in_force {
                 scatter(&row.state[start..], &mut work.in_force, index, batch);

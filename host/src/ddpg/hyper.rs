@@ -103,6 +103,10 @@ pub struct Hyper {
     pub guide_candidates: usize,
     /// What another candidate must be worth beyond the action in force.
     pub guide_stay: f64,
+    /// Standard deviation of noise on the actions of lessons; actions span -1 to 1. The critics learn what an
+    /// action is worth with those around it, and the actor keeps away from the edge of what does well:
+    /// the next machine's is elsewhere. 0 turns it off.
+    pub lesson_noise: f64,
     /// Share of a batch that comes from lessons where there are transitions too. 0 to 1.
     pub lessons_share: f64,
     /// Half width of the uniform initial weights of the last layers. Larger ones make different
@@ -145,6 +149,7 @@ impl Default for Hyper {
             guide: 0.0,
             guide_candidates: 12,
             guide_stay: 0.0,
+            lesson_noise: 0.0,
             lessons_share: 0.5,
             final_init: 3e-3,
             normalise: true,
@@ -206,6 +211,7 @@ impl Hyper {
             preactivation_penalty: 0.05,
             guide: 7.0,
             guide_stay: 0.07,
+            lesson_noise: 0.12,
             ..Self::default()
         }
     }
@@ -285,6 +291,7 @@ impl Hyper {
             ("guide", not_negative(self.guide), "0 or more"),
             ("guide_candidates", self.guide_candidates <= 64, "0 to 64"),
             ("guide_stay", not_negative(self.guide_stay), "0 or more"),
+            ("lesson_noise", (0.0..=1.0).contains(&self.lesson_noise), "0 to 1"),
             ("lessons_share", (0.0..=1.0).contains(&self.lessons_share), "0 to 1"),
             ("final_init", positive(self.final_init), "above 0"),
             ("normalise_std_min", positive(self.normalise_std_min), "above 0"),

@@ -232,15 +232,20 @@ fn two_hills(action: f32) -> f32 {
     0.7 * hill(0.5, 0.7) + hill(-0.75, 0.22)
 }
 
-/// The action of a policy that was taught the worth of 40 actions on each of 20 sites.
-fn taught(guide: f64, seed: u64) -> f32 {
-    let hyper = Hyper { guide, batch: 64, critic_lr: 3e-3, actor_lr: 1e-3, ..Hyper::twin() };
+/// A rise that ends at a cliff.
+fn cliff(action: f32) -> f32 {
+    if action < 0.4 { 0.9 + 0.1 * action } else { 0.0 }
+}
+
+/// The action of a policy that was taught what 40 actions are worth on each of 20 sites.
+fn taught(worth: fn(f32) -> f32, hyper: Hyper, seed: u64) -> f32 {
+    let hyper = Hyper { batch: 64, critic_lr: 3e-3, actor_lr: 1e-3, ..hyper };
     let mut agent = Agent::new(Hyper { hidden: [32, 32], ..hyper }, 3, 2, seed).unwrap();
     let mut rng = Pcg32::seed_from_u64(seed);
     for _ in 0..20 {
         let trial = |_| {
             let action: Vec<f32> = (0..2).map(|_| rng.random_range(-1.0..=1.0)).collect();
-            let value = 7.0 * two_hills(action[0]);
+            let value = 7.0 * worth(action[0]);
             Trial { states: vec![random_state(&mut rng)], action, value }
         };
         agent.teach(&(0..40).map(trial).collect::<Vec<_>>()).unwrap();
@@ -253,10 +258,24 @@ fn taught(guide: f64, seed: u64) -> f32 {
 
 #[test]
 fn lessons_teach_before_the_first_step_and_the_guide_finds_the_higher_hill() {
-    let reached = |guide| [1, 2, 3].map(|seed| two_hills(taught(guide, seed)));
+    let reached = |guide| {
+        let hyper = Hyper { guide, ..Hyper::twin() };
+        [1, 2, 3].map(|seed| two_hills(taught(two_hills, hyper.clone(), seed)))
+    };
     let (alone, guided) = (reached(0.0), reached(7.0));
     assert!(guided.iter().all(|height| *height > 0.9), "{guided:?}");
     assert!(alone.iter().any(|height| *height < 0.75), "the problem is too easy: {alone:?}");
+}
+
+#[test]
+fn noise_on_lessons_keeps_the_policy_away_from_a_cliff() {
+    let margins = |lesson_noise| {
+        let hyper = Hyper { lesson_noise, ..Hyper::twin() };
+        [1, 2, 3].map(|seed| 0.4 - taught(cliff, hyper.clone(), seed))
+    };
+    let (without, with) = (margins(0.0), margins(0.2));
+    assert!(without.iter().zip(&with).all(|(a, b)| a < b), "{without:?} {with:?}");
+    assert!(with.iter().all(|margin| *margin > 0.1), "{with:?}");
 }
 
 #[test]
