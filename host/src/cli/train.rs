@@ -11,7 +11,7 @@ use crate::env::twin::{Source, TwinEnv, TwinEnvConfig};
 use crate::export::{About, export, policy_bytes, schema_of};
 use crate::reward::{DeadlinePrices, RewardKind, SeedWeights};
 use crate::scenario::Scenario;
-use crate::sweep::Swept;
+use crate::sweep::{Swept, TrialFile};
 use crate::train::{Ended, Origin, TrainConfig, Trained, Validation, train};
 use crate::trial::Profile;
 use crate::twin::{Calibration, FilePolicy, Play};
@@ -169,7 +169,8 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_name = "DIR", default_value = "runs/train")]
     out: PathBuf,
     /// Go on from the newest checkpoint in --out, with its hyperparameters, schema and seed. Takes
-    /// the same loads as before (--scenario).
+    /// the same loads as before (--scenario). Interrupted in the trials before the first step, there is
+    /// none yet: then with all options as before.
     #[arg(long)]
     resume: bool,
     /// Starting point of the hyperparameters. Default: twin in the twin; on real brokers default,
@@ -268,7 +269,7 @@ impl TrainArgs {
             episode_steps: self.episode_steps,
             checkpoint_steps: self.checkpoint_steps,
             tuned: crate::env::trained(),
-            resume: self.resume,
+            resume: self.resume && !self.is_in_trials(),
         };
         let (scenarios, broker_versions) = (envs.loads, envs.broker);
         let about = About { tuned: config.tuned, scenarios, broker_versions, ..About::new(schema) };
@@ -276,10 +277,13 @@ impl TrainArgs {
             EnvKind::Broker => None,
             EnvKind::Twin => Some(self.judge(&about)?),
         };
-        if let Some(judge) = judge.as_ref().filter(|_| !self.resume && self.from.is_none())
+        if let Some(judge) = judge.as_ref().filter(|_| !config.resume && self.from.is_none())
             && !self.sweep(&mut agent, schema, reward, judge)?
         {
-            bail!("interrupted in the trials before the first step: nothing is kept, begin again");
+            bail!(
+                "interrupted before the first step: with the same options and --resume it goes on with \
+                 the trials that were made"
+            );
         }
         let score = |agent: &Agent| judge.as_ref().context("no judge")?.score(agent);
         let validation = judge
@@ -287,6 +291,8 @@ impl TrainArgs {
             .filter(|_| self.validate_sites > 0)
             .map(|_| Validation { every_steps: self.validate_steps, score: &score });
         let trained = train(envs.list, &config, agent, validation)?;
+        // Its checkpoint has them.
+        let _ = std::fs::remove_file(self.trials());
         self.report(&trained, about, origin)
     }
 
@@ -340,8 +346,24 @@ impl TrainArgs {
             Ok(())
         };
         let score = &|agent: &Agent| judge.score(agent);
-        crate::sweep::sweep(agent, &config, crate::broker::interrupted, score, after_round)?;
-        Ok(!crate::broker::interrupted())
+        let run = crate::search::digest(&(&config, agent.hyper(), env!("CARGO_PKG_VERSION")));
+        let file = TrialFile::open(&self.trials(), &run)?;
+        if !file.is_empty() {
+            tracing::info!(file = %self.trials().display(), "going on with the trials");
+        }
+        let is_interrupted = crate::broker::interrupted;
+        crate::sweep::sweep(agent, &config, &file, is_interrupted, score, after_round)?;
+        Ok(!is_interrupted())
+    }
+
+    /// What was tried before the first step, as long as there is no checkpoint.
+    fn trials(&self) -> PathBuf {
+        self.out.join("trials.bin")
+    }
+
+    /// Whether an earlier run in --out did not get beyond its trials.
+    fn is_in_trials(&self) -> bool {
+        self.trials().exists() && crate::train::newest_checkpoint(&self.out).is_err()
     }
 
     /// Who judges policies in the twin.
@@ -458,10 +480,15 @@ impl TrainArgs {
 
     /// A fresh agent, or that of the newest checkpoint, with the schema of its states.
     fn agent(&self) -> Result<(Agent, Schema)> {
-        if self.resume {
-            return self.resumed();
+        match (self.resume, self.is_in_trials()) {
+            (true, false) => return self.resumed(),
+            (true, true) => {}
+            (false, true) => bail!(
+                "{} is of a run that was interrupted; give --resume to go on with it, or another --out",
+                self.trials().display()
+            ),
+            (false, false) => crate::train::refuse_checkpoints(&self.out)?,
         }
-        crate::train::refuse_checkpoints(&self.out)?;
         let seed = self.seed.unwrap_or(DEFAULT_SEED);
         if let Some(path) = &self.from {
             return self.continued(path, seed);

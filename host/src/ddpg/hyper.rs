@@ -103,9 +103,9 @@ pub struct Hyper {
     pub guide_candidates: usize,
     /// What another candidate must be worth beyond the action in force.
     pub guide_stay: f64,
-    /// Standard deviation of noise on the actions of lessons; actions span -1 to 1. The critics learn what an
-    /// action is worth with those around it, and the actor keeps away from the edge of what does well:
-    /// the next machine's is elsewhere. 0 turns it off.
+    /// Standard deviation of noise on the actions of lessons; actions span -1 to 1. The critics
+    /// learn what an action is worth with those around it, and the actor keeps away from the edge of
+    /// what does well: the next machine's is elsewhere. 0 turns it off.
     pub lesson_noise: f64,
     /// Share of a batch that comes from lessons where there are transitions too. 0 to 1.
     pub lessons_share: f64,

@@ -7,9 +7,12 @@
 //! chose settings on unseen ones that got 74 % of what the best of twenty gains over the defaults,
 //! with 1700 of them 85 %.
 
+mod file;
 mod library;
 #[cfg(test)]
 mod tests;
+
+pub use file::TrialFile;
 
 use crate::ddpg::{Agent, Trial};
 use crate::env::twin::Source;
@@ -27,6 +30,7 @@ use rand::seq::IndexedRandom as _;
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -106,7 +110,7 @@ pub struct Swept {
 type Output = [f32; KNOB_COUNT];
 
 /// What was tried on a site.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Tried {
     states: Vec<Vec<f32>>,
     output: Output,
@@ -154,13 +158,16 @@ struct Site {
 /// Tries settings and fits `agent` to what they were worth, round by round. `score` says how good a
 /// policy is on sites that it has not seen, `after_round` is told of each round and of the score of
 /// what was learnt; `is_interrupted` ends it between two pieces of work, with what was learnt until
-/// then.
+/// then. Trials go to `file` and are taken from there: with the same agent and configuration an
+/// interrupted sweep goes on and comes to the same.
 ///
 /// # Errors
-/// A site that cannot be drawn, what does not fit the agent, or what `score` and `after_round` say.
+/// A site that cannot be drawn, what does not fit the agent, a file that cannot be written, or what
+/// `score` and `after_round` say.
 pub fn sweep(
     agent: &mut Agent,
     config: &SweepConfig,
+    file: &TrialFile,
     is_interrupted: fn() -> bool,
     score: &dyn Fn(&Agent) -> anyhow::Result<f64>,
     after_round: &mut dyn FnMut(u32, &Swept, f64) -> anyhow::Result<()>,
@@ -168,10 +175,14 @@ pub fn sweep(
     if config.rounds == 0 {
         return Ok(());
     }
-    let library = library::choose(config, is_interrupted)?;
+    let chosen = file.library(|| {
+        let chosen = library::choose(config, is_interrupted)?;
+        Ok((!is_interrupted()).then_some(chosen))
+    })?;
+    let Some(library) = chosen else { return Ok(()) };
     for round in 0..config.rounds {
         let own = (round > 0).then_some(&*agent);
-        let Some(found) = try_sites(config, round, &library, own, is_interrupted)? else {
+        let Some(found) = try_sites(config, round, (&library, own), file, is_interrupted)? else {
             return Ok(());
         };
         let swept = summary(&found);
@@ -240,8 +251,8 @@ fn is_look(updates: u64, all: u64, looks: u64) -> bool {
 fn try_sites(
     config: &SweepConfig,
     round: u32,
-    library: &[Output],
-    own: Option<&Agent>,
+    (library, own): (&[Output], Option<&Agent>),
+    file: &TrialFile,
     is_interrupted: fn() -> bool,
 ) -> anyhow::Result<Option<Vec<Vec<Tried>>>> {
     let progress = Progress::new(config.sites);
@@ -252,9 +263,12 @@ fn try_sites(
             if is_interrupted() {
                 return Ok(Vec::new());
             }
-            let mut rng = config.rng(u64::from(round) * config.sites + index);
-            let site = config.site(u64::from(round) * config.sites + index, &mut rng)?;
-            let tried = try_site(config, &site, library, own, &mut rng);
+            let number = u64::from(round) * config.sites + index;
+            let tried = file.site(number, || {
+                let mut rng = config.rng(number);
+                let site = config.site(number, &mut rng)?;
+                Ok(try_site(config, &site, library, own, &mut rng))
+            })?;
             let count = done.fetch_add(1, Ordering::Relaxed) + 1;
             progress.set(count, format!("sites of round {} of {}", round + 1, config.rounds));
             Ok(tried)

@@ -4,6 +4,7 @@ use super::*;
 use crate::ddpg::Hyper;
 use crate::env::broker::site_values;
 use crate::reward::DeadlinePrices;
+use std::path::Path;
 
 fn config() -> SweepConfig {
     SweepConfig {
@@ -21,6 +22,13 @@ fn config() -> SweepConfig {
         updates: 20,
         seed: 1,
     }
+}
+
+/// A file of trials in a folder that goes with it.
+fn no_trials() -> (tempfile::TempDir, TrialFile) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = TrialFile::open(&folder.path().join("trials"), "").unwrap();
+    (folder, file)
 }
 
 #[test]
@@ -71,7 +79,8 @@ fn a_sweep_repeats_itself_and_teaches() {
             told.push((round, *swept, score));
             Ok(())
         };
-        sweep(&mut agent, &SweepConfig { rounds: 2, ..config() }, || false, score, after).unwrap();
+        let config = SweepConfig { rounds: 2, ..config() };
+        sweep(&mut agent, &config, &no_trials().1, || false, score, after).unwrap();
         (told, agent.updates(), agent.act(&[0.5; Schema::Edge.len()]))
     };
     let (told, updates, action) = run();
@@ -87,8 +96,39 @@ fn a_sweep_repeats_itself_and_teaches() {
 fn an_interrupted_sweep_ends() {
     let mut agent = Agent::new(Hyper::twin(), Schema::Edge.len(), KNOB_COUNT, 3).unwrap();
     let after = &mut |_: u32, _: &Swept, _: f64| panic!("no round was finished");
-    sweep(&mut agent, &config(), || true, &|_| Ok(0.0), after).unwrap();
+    sweep(&mut agent, &config(), &no_trials().1, || true, &|_| Ok(0.0), after).unwrap();
     assert_eq!(agent.updates(), 0);
+}
+
+#[test]
+fn an_interrupted_sweep_goes_on_to_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("trials");
+    let config = SweepConfig { rounds: 2, ..config() };
+    let run = |path: &Path| {
+        let hyper = Hyper { hidden: [8, 8], critic_hidden: None, batch: 16, ..Hyper::twin() };
+        let mut agent = Agent::new(hyper, Schema::Edge.len(), KNOB_COUNT, 3).unwrap();
+        let mut told = Vec::new();
+        let after = &mut |_: u32, swept: &Swept, _: f64| {
+            told.push(*swept);
+            Ok(())
+        };
+        let file = TrialFile::open(path, "run").unwrap();
+        sweep(&mut agent, &config, &file, || false, &|_| Ok(0.0), after).unwrap();
+        (told, agent.act(&[0.5; Schema::Edge.len()]))
+    };
+    let whole = run(&path);
+    let bytes = std::fs::read(&path).unwrap();
+    // Killed after any byte: between parts, within one, before the first.
+    for kept in [0, 3, 10, bytes.len() / 3, bytes.len() - 1, bytes.len()] {
+        std::fs::write(&path, &bytes[..kept]).unwrap();
+        assert_eq!(run(&path), whole, "{kept} of {} bytes", bytes.len());
+    }
+    let other = TrialFile::open(&path, "another run").unwrap_err().to_string();
+    assert!(other.contains("of other sites, options or program"), "{other}");
+    std::fs::write(&path, [0xff; 64]).unwrap();
+    let damaged = TrialFile::open(&path, "run").unwrap_err().to_string();
+    assert!(damaged.contains("remove it"), "{damaged}");
 }
 
 #[test]
@@ -96,7 +136,7 @@ fn where_no_policy_is_better_the_last_one_stays() {
     let hyper = Hyper { hidden: [8, 8], critic_hidden: None, batch: 16, ..Hyper::twin() };
     let mut agent = Agent::new(hyper, Schema::Edge.len(), KNOB_COUNT, 3).unwrap();
     let after = &mut |_: u32, _: &Swept, _: f64| Ok(());
-    sweep(&mut agent, &config(), || false, &|_| Ok(0.0), after).unwrap();
+    sweep(&mut agent, &config(), &no_trials().1, || false, &|_| Ok(0.0), after).unwrap();
     assert_eq!(agent.updates(), config().updates);
 }
 
