@@ -228,12 +228,12 @@ pub struct ProcSample {
 }
 
 /// Round trips of the agent's own messages through the broker: the worst since the last sample, or
-/// the latest where none came back since.
+/// the latest of the last seconds where none came back since.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct ProbeSample {
-    /// By QoS 0; `None` where none ever came back, or the last one was lost.
+    /// By QoS 0; `None` where none came back of late.
     pub latency_us_qos0: Option<u32>,
     /// By QoS 1, likewise.
     pub latency_us_qos1: Option<u32>,

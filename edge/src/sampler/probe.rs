@@ -10,6 +10,8 @@ use super::latency::{Latencies, Latency};
 const OUTSTANDING_MAX: usize = 32;
 /// A probe still out counts as slow after this; before, it is just young.
 const OVERDUE: Duration = Duration::from_secs(1);
+/// The latest round trip says nothing any more after this: two rounds by default.
+const LATEST_MAX: Duration = Duration::from_secs(5);
 /// A probe still out after this is lost: QoS 0 may be.
 const LOST: Duration = Duration::from_secs(30);
 /// Payload: number (8 bytes, little endian), then the QoS.
@@ -39,8 +41,8 @@ pub(super) struct Probes {
     next: u64,
     outstanding: Vec<Outstanding>,
     worst: [Option<Duration>; 2],
-    /// What a look sees that comes before the next probe of that QoS is back.
-    latest: [Option<Duration>; 2],
+    /// What a look sees that comes before the next probe of that QoS is back, and of when it is.
+    latest: [Option<(Instant, Duration)>; 2],
     /// The first of the present round is out, and the second has not gone.
     is_second_due: bool,
     latencies: Latencies,
@@ -75,20 +77,20 @@ impl Probes {
         let probe = self.outstanding.remove(at);
         self.answered[usize::from(probe.qos)] = true;
         let latency = now.saturating_duration_since(probe.sent);
-        self.note(probe.qos, latency);
+        self.note(probe.qos, latency, now);
         self.latencies.note(probe.qos, latency, now);
         probe.qos == 0 && std::mem::take(&mut self.is_second_due)
     }
 
-    fn note(&mut self, qos: u8, latency: Duration) {
+    fn note(&mut self, qos: u8, latency: Duration, now: Instant) {
         let worst = &mut self.worst[usize::from(qos)];
         *worst = (*worst).max(Some(latency));
-        self.latest[usize::from(qos)] = Some(latency);
+        self.latest[usize::from(qos)] = Some((now, latency));
     }
 
-    /// The worst since the last call, or the latest where none came back since: looks may follow
-    /// each other faster than probes. An overdue probe counts with its age so far, where its like
-    /// has come back before.
+    /// The worst since the last call, or the latest of a moment ago where none came back since:
+    /// looks may follow each other faster than probes. An overdue probe counts with its age so far,
+    /// where its like has come back before.
     pub(super) fn take(&mut self, now: Instant) -> ProbeSample {
         let (answered, latencies) = (self.answered, &mut self.latencies);
         let latest = &mut self.latest;
@@ -104,11 +106,14 @@ impl Probes {
             let Outstanding { qos, sent, .. } = self.outstanding[index];
             let age = now.saturating_duration_since(sent);
             if age >= OVERDUE && self.answered[usize::from(qos)] {
-                self.note(qos, age);
+                self.note(qos, age, now);
             }
         }
         let [qos0, qos1] = std::mem::take(&mut self.worst);
-        let [latest0, latest1] = self.latest;
+        let [latest0, latest1] = self.latest.map(|latest| {
+            let is_young = |at| now.saturating_duration_since(at) < LATEST_MAX;
+            latest.filter(|(at, _)| is_young(*at)).map(|(_, latency)| latency)
+        });
         let latency_us = |latency: Duration| u32::try_from(latency.as_micros()).unwrap_or(u32::MAX);
         ProbeSample {
             latency_us_qos0: qos0.or(latest0).map(latency_us),
@@ -188,6 +193,7 @@ mod tests {
         probes.send(Round::Next, at(2500));
         assert_eq!(us(probes.take(at(2600))), (Some(7000), Some(7000)), "the next is young");
         assert_eq!(us(probes.take(at(4500))), (Some(2_000_000), Some(7000)), "it is overdue");
+        assert_eq!(us(probes.take(at(5200))), (Some(2_700_000), None), "that one is old");
         probes.clear();
         assert_eq!(probes.take(at(4600)), ProbeSample::default(), "another connection");
     }

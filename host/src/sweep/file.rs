@@ -107,12 +107,9 @@ impl TrialFile {
         if let Some(known) = known {
             return Ok(known);
         }
-        let part = Part::Site(number, find()?);
-        self.append(&part)?;
-        match part {
-            Part::Site(_, tried) => Ok(tried),
-            Part::Run(_) | Part::Library(_) => Ok(Vec::new()),
-        }
+        let tried = find()?;
+        self.append(&Part::Site(number, tried.clone()))?;
+        Ok(tried)
     }
 
     fn append(&self, part: &Part) -> Result<()> {
@@ -131,7 +128,13 @@ fn append(file: &mut File, part: &Part) -> Result<()> {
     let length = u32::try_from(body.len()).ok().filter(|length| *length <= PART_BYTES_MAX);
     let mut bytes = length.context("the trials of one site are too large")?.to_le_bytes().to_vec();
     bytes.extend(body);
-    Ok(file.write_all(&bytes)?)
+    let end = file.metadata()?.len();
+    file.write_all(&bytes).inspect_err(|_| {
+        // What came after a part that is cut short could not be read. Where this fails too, it is
+        // damaged, and says so when it is read.
+        let _ = file.set_len(end);
+    })?;
+    Ok(())
 }
 
 /// The parts, and how many of the bytes they are.
