@@ -30,6 +30,8 @@ pub enum Missing {
     Process(PidError),
     /// The old process is still there: the restart did not happen.
     OldProcess(ProcessId),
+    /// The process ended while it was asked: whose answer came is not known.
+    Replaced(ProcessId),
     /// No CONNACK.
     Answer(ConnackError),
     /// A CONNACK that says it can't serve now.
@@ -42,6 +44,9 @@ impl fmt::Display for Missing {
             Self::Process(error) => error.fmt(f),
             Self::OldProcess(process) => {
                 write!(f, "process {} still runs: it was never restarted", process.pid)
+            }
+            Self::Replaced(process) => {
+                write!(f, "process {} ended while it was asked", process.pid)
             }
             Self::Answer(error) => error.fmt(f),
             Self::Unavailable(reason) => write!(f, "it answers CONNECT with reason {reason:#04x}"),
@@ -59,6 +64,9 @@ pub fn look(broker: &dyn Broker, not: Option<ProcessId>) -> Result<Ready, Missin
         return Err(Missing::OldProcess(process));
     }
     let connack = broker.answer().map_err(Missing::Answer)?;
+    if broker.process().ok() != Some(process) {
+        return Err(Missing::Replaced(process));
+    }
     if connack.accepted() || connack.denied() {
         Ok(Ready { process, connack })
     } else {

@@ -78,6 +78,16 @@ pub(super) fn read_back(intent: &Intent, connack: &Connack) -> Result<(), ApplyE
     Ok(())
 }
 
+/// Whether CONNACK shows that the broker was started with the new settings of `intent`, not with those
+/// of before.
+pub(super) fn shows_new(intent: &Intent, connack: &Connack) -> bool {
+    let (from, to) = (intent.from.unwrap_or_default(), intent.to.unwrap_or_default());
+    limits(connack).any(|(knob, found)| match from.get(knob).value() {
+        Some(old) => old != found,
+        None => to.get(knob).value() == Some(found),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]

@@ -3,9 +3,9 @@
 //! The intent says what was going on, the drop-in's hash how far it got, the broker's process
 //! whether it was restarted since.
 
-use brokertuner_core::{Knob, Settings};
+use brokertuner_core::Settings;
 
-use super::compare::read_back;
+use super::compare::{read_back, shows_new};
 use super::{Applier, ApplyError, digest, sha256};
 use crate::fs;
 use crate::ready;
@@ -100,6 +100,10 @@ impl Applier {
                 // Never restarted. The clients were spared until now: a restart takes a fresh
                 // decision.
                 self.put(intent.from)?;
+                if self.broker.process().ok() != Some(intent.before) {
+                    // The restart was on its way after all, and may have met either file.
+                    return self.give_back(intent);
+                }
                 self.forget_intent(intent.from);
                 Ok(Recovery::TakenBack(intent.from))
             }
@@ -116,35 +120,28 @@ impl Applier {
 
     /// The change had failed and was being taken back.
     fn resume_back(&mut self, intent: Intent) -> Result<Recovery, ApplyError> {
-        let ready = ready::look(&*self.broker, None);
         if intent.how == How::Restart
-            && let Ok(ready) = ready
+            && self.is_in_place(intent.from)
+            && let Ok(ready) = ready::look(&*self.broker, None)
             && ready.process != intent.before
+            && !shows_new(&intent, &ready.connack)
         {
-            // The broker restarted after the intent was noted; with the old file only if it was in
-            // place.
-            if self.is_in_place(intent.from) {
-                self.finish(&Intent { to: intent.from, ..intent }, ready);
-                return Ok(Recovery::TakenBack(intent.from));
-            }
+            // It restarted after the intent was noted, and the old file is in place.
+            self.finish(&Intent { to: intent.from, ..intent }, ready);
+            return Ok(Recovery::TakenBack(intent.from));
         }
         self.give_back(intent)
     }
 
     /// The old drop-in is in place; it may have been put back while the broker had the new one.
     fn may_run_with_new(&self, intent: &Intent) -> bool {
-        let Ok(ready) = ready::look(&*self.broker, None) else { return false };
-        if intent.how == How::Reload {
+        // A broker that is just starting may have read the new one.
+        let ready = ready::wait(&*self.broker, None, self.ready_timeout);
+        ready.is_ok_and(|ready| match intent.how {
             // It can't be seen, but one more reload does no harm.
-            return true;
-        }
-        let window = |settings: Option<Settings>| {
-            settings.unwrap_or_default().get(Knob::InflightMessagesMax).value()
-        };
-        let shown = ready.connack.receive_maximum.map(u64::from);
-        ready.process != intent.before
-            && shown == window(intent.to)
-            && window(intent.to) != window(intent.from)
+            How::Reload => true,
+            How::Restart => ready.process != intent.before && shows_new(intent, &ready.connack),
+        })
     }
 
     fn give_back(&mut self, intent: Intent) -> Result<Recovery, ApplyError> {

@@ -34,11 +34,12 @@ fn apply(shared: &Shared, wanted: Option<Settings>, how: How) -> Result<Applied,
 pub(super) fn assert_sound(shared: &Shared, context: &str) {
     {
         let mut world = shared.world();
-        (world.dies_at, world.fails_one_in) = (None, None);
+        (world.dies_at, world.fails_one_in, world.ends_at) = (None, None, None);
         // A broker that a crash left down or disabled is started by its supervisor: that must work.
         if [Fault::Overridden, Fault::RestartIgnored, Fault::NeverStarts].contains(&world.fault) {
             world.fault = Fault::None;
         }
+        world.serve();
         if !world.running {
             world.start();
         }
@@ -375,6 +376,46 @@ fn killed_again_while_recovering_it_recovers() {
             }
         }
     }
+}
+
+/// The restart that a dead agent has asked for comes when it comes.
+#[test]
+fn restarted_while_it_recovers_it_knows_with_what() {
+    for (case, (before, after)) in before_and_after(How::Restart).into_iter().enumerate() {
+        for (killed_after, ends_after, takes) in
+            (0..12).flat_map(|a| (0..30).flat_map(move |b| (0..3).map(move |c| (a, b, c))))
+        {
+            let shared = Shared::new(Fault::None);
+            apply(&shared, before, How::Restart).unwrap();
+            shared.world().fault = Fault::RestartIgnored;
+            let mut applier = shared.applier();
+            let at = shared.world().operations + killed_after;
+            shared.world().dies_at = Some(at);
+            let _ = applier.apply(after, How::Restart, &SiteValues::default());
+            {
+                let mut world = shared.world();
+                (world.fault, world.dies_at) = (Fault::None, None);
+                world.ends_at = Some((world.ticks + ends_after, takes));
+            }
+            let mut applier = shared.applier().with_patience(Duration::from_secs(1), Duration::ZERO);
+            let _ = applier.recover();
+            let context = format!(
+                "case {case}, killed after {killed_after} operations, ended {ends_after} later, \
+                 away for {takes}"
+            );
+            assert_sound(&shared, &context);
+        }
+    }
+}
+
+#[test]
+fn an_answer_of_the_successor_is_not_taken_for_its_predecessors() {
+    let shared = Shared::new(Fault::None);
+    // Between its process and its answer.
+    shared.world().ends_at = Some((2, 0));
+    let missing = ready::look(&shared, None).unwrap_err();
+    assert!(matches!(missing, Missing::Replaced(process) if process.pid == 100), "{missing}");
+    assert_eq!(ready::look(&shared, None).unwrap().process.pid, 101);
 }
 
 #[test]

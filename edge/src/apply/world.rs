@@ -60,13 +60,42 @@ pub(super) struct World {
     pub(super) disabled: bool,
     pub(super) effective: Settings,
     pub(super) restarts: u32,
+    /// Whatever the agent has done or asked so far.
+    pub(super) ticks: u64,
+    /// At this tick the broker ends, and its successor reads the drop-in; so many ticks later that one
+    /// serves.
+    pub(super) ends_at: Option<(u64, u64)>,
+    /// The successor that does not serve yet: when it will, and what it has read.
+    starting: Option<(u64, Settings)>,
     /// Renames and synced directories, in their order.
     pub(super) moves: Vec<PathBuf>,
 }
 
 impl World {
+    /// Lets the time pass that one step of the agent takes.
+    fn tick(&mut self) {
+        self.ticks += 1;
+        if let Some((at, takes)) = self.ends_at
+            && at == self.ticks
+        {
+            self.running = false;
+            self.starting = Some((at + takes, self.load()));
+        }
+        if self.starting.is_some_and(|(at, _)| at <= self.ticks) {
+            self.serve();
+        }
+    }
+
+    /// The successor that was starting serves.
+    pub(super) fn serve(&mut self) {
+        if let Some((_, settings)) = self.starting.take() {
+            self.start_with(settings);
+        }
+    }
+
     /// Counts an operation of the agent.
     fn operation(&mut self) -> io::Result<()> {
+        self.tick();
         let now = self.operations;
         self.operations += 1;
         if self.dies_at.is_some_and(|at| now >= at) {
@@ -99,7 +128,11 @@ impl World {
 
     /// Starts or restarts the broker, whoever asked.
     pub(super) fn start(&mut self) {
-        let settings = self.load();
+        self.starting = None;
+        self.start_with(self.load());
+    }
+
+    fn start_with(&mut self, settings: Settings) {
         let stated = settings.get(Knob::InflightMessagesMax).value();
         let window = stated.unwrap_or(20);
         self.pid += 1;
@@ -135,6 +168,9 @@ impl Shared {
             disabled: false,
             effective: Settings::UNWRITTEN,
             restarts: 0,
+            ticks: 0,
+            ends_at: None,
+            starting: None,
             moves: Vec::new(),
         })))
     }
@@ -213,7 +249,8 @@ impl Shared {
 
 impl Broker for Shared {
     fn process(&self) -> Result<ProcessId, PidError> {
-        let world = self.world();
+        let mut world = self.world();
+        world.tick();
         let pid = world.pid;
         if world.running {
             Ok(ProcessId { pid, start_ticks: 1 })
@@ -263,7 +300,8 @@ impl Broker for Shared {
 
     fn answer(&self) -> Result<Connack, ConnackError> {
         let address = SocketAddr::from(([127, 0, 0, 1], 1883));
-        let world = self.world();
+        let mut world = self.world();
+        world.tick();
         if !world.running {
             return Err(ConnackError::Refused { address });
         }
