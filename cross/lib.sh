@@ -74,15 +74,16 @@ use_toolchain() {
 # No place of this machine in what is handed out.
 REMAP="--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=cargo --remap-path-prefix=$PWD=brokertuner"
 
-# cargo_build TRIPLE OPTION...   With $FLAGS for the compiler.
+# cargo_build TRIPLES OPTION...   With $FLAGS for the compiler. Several, as one word, have one linker in common.
 cargo_build() {
-  triple=$1; shift
+  triples=$1; shift
   flags="$REMAP ${FLAGS:-}"
+  for triple in $triples; do set -- --target "$triple" "$@"; done
   if [ "$(field "$triple" 2)" = zig ]; then
     # zig brings the start-up code that a std built from source does not.
     [ "${CROSS_STD:-rustup}" != apt ] || flags="$flags -Clink-self-contained=no"
-    PATH="$CACHE/zig/bin:$PATH" RUSTFLAGS="$flags" cargo zigbuild --target "$triple" "$@"
+    PATH="$CACHE/zig/bin:$PATH" RUSTFLAGS="$flags" cargo zigbuild "$@"
   else
-    RUSTFLAGS="$flags" cargo build --target "$triple" "$@"
+    RUSTFLAGS="$flags" cargo build "$@"
   fi
 }
