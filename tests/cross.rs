@@ -185,6 +185,8 @@ fn a_risc_v_without_an_operating_system_is_built_for() {
 #[test]
 #[ignore = "compiles for four processors: tests/run --only cross"]
 fn instructions_are_within_their_budgets() {
+    let build: Vec<_> = ["--counts", "--build"].into_iter().chain(BOARDS).collect();
+    succeeded("firmware/run", &build);
     for (triple, limits) in budget("instructions_max") {
         let (counts, _) = succeeded("firmware/run", &["--counts", &triple]);
         let count = |name: &str| {
