@@ -397,7 +397,8 @@ fn restarted_while_it_recovers_it_knows_with_what() {
                 (world.fault, world.dies_at) = (Fault::None, None);
                 world.ends_at = Some((world.ticks + ends_after, takes));
             }
-            let mut applier = shared.applier().with_patience(Duration::from_secs(1), Duration::ZERO);
+            let mut applier =
+                shared.applier().with_patience(Duration::from_secs(1), Duration::ZERO);
             let _ = applier.recover();
             let context = format!(
                 "case {case}, killed after {killed_after} operations, ended {ends_after} later, \
