@@ -126,22 +126,23 @@ fn saturate(value: i64) -> i16 {
     i16::try_from(value.clamp(-limit, limit)).unwrap_or(0)
 }
 
-/// One output channel, `bias + weights . input`, activated.
-///
-/// The model's reader has proved that the sum fits an i32 for every input.
-#[inline]
-pub(crate) fn channel<T>(
-    weights: &[u8],
-    bias: [u8; 4],
-    scale: ([u8; 4], u8),
-    input: &[i16],
-    activate: impl Fn(i32, ([u8; 4], u8)) -> T,
-) -> T {
-    let products = weights
-        .iter()
-        .zip(input)
-        .map(|(&weight, &value)| i32::from(value) * i32::from(weight.cast_signed()));
-    activate(i32::from_le_bytes(bias) + products.sum::<i32>(), scale)
+/// A layer's input, whose length is known at run time only.
+pub(crate) struct Inputs<'a>(&'a [i16]);
+
+impl<'a> From<&'a [i16]> for Inputs<'a> {
+    fn from(input: &'a [i16]) -> Self {
+        Self(input)
+    }
+}
+
+impl Inputs<'_> {
+    /// `weights . input` of one row.
+    ///
+    /// The model's reader has proved that the sum fits an i32 for every input.
+    pub(crate) fn dot(&self, weights: &[u8]) -> i32 {
+        let products = weights.iter().zip(self.0);
+        products.map(|(&weight, &value)| i32::from(value) * i32::from(weight.cast_signed())).sum()
+    }
 }
 
 /// [`requantise`], saturated to 16 bits; in 32-bit steps for the shifts that exporters choose.

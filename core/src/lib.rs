@@ -26,6 +26,7 @@ pub mod knobs;
 
 mod math;
 pub mod model;
+
 pub mod pace;
 pub mod render;
 pub mod replay;
@@ -33,6 +34,9 @@ pub mod sample;
 
 pub mod settings;
 pub mod trace;
+
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod vectors;
 pub mod weigh;
 
 pub use embassy_time::{Duration, Instant};

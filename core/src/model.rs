@@ -14,11 +14,13 @@ mod error;
 pub use answer::{Answer, BEYOND_MARGIN, Beyond};
 pub use error::{ModelError, Part};
 
-use crate::actor::{
-    self, ACTIVATION_MAX, Actor, FAN_IN_MAX, LAYER_COUNT, Layer, channel, quantise_input,
-};
+use crate::actor::{self, ACTIVATION_MAX, Actor, FAN_IN_MAX, LAYER_COUNT, Layer, quantise_input};
 use crate::features::Schema;
 use crate::knobs::{self, KNOB_COUNT};
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use crate::vectors::Vectors as Inputs;
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+use actor::Inputs;
 use serde::{Deserialize, Serialize};
 
 /// First bytes of every model file.
@@ -331,7 +333,7 @@ impl<'m> Model<'m> {
     }
 
     /// Runs the actor on raw features, with the shape known at run time only; the same arithmetic
-    /// and the same bits as [`Model::actor`]. Takes 2 KiB of stack.
+    /// and the same bits as [`Model::actor`]. Takes 3 KiB of stack.
     ///
     /// # Errors
     /// [`ModelError::IoLength`] where a slice has another length than the model.
@@ -363,10 +365,12 @@ fn run<T>(
     activate: impl Fn(i32, ([u8; 4], u8)) -> T,
 ) {
     let rows = layer.weights.chunks_exact(input.len());
+    let inputs = Inputs::from(input);
     let (bias, multiplier) = (layer.bias.as_chunks().0, layer.multiplier.as_chunks().0);
     let scales = bias.iter().zip(multiplier).zip(layer.shift);
     for ((slot, weights), ((&bias, &multiplier), &shift)) in out.iter_mut().zip(rows).zip(scales) {
-        *slot = channel(weights, bias, (multiplier, shift), input, &activate);
+        let sum = i32::from_le_bytes(bias) + inputs.dot(weights);
+        *slot = activate(sum, (multiplier, shift));
     }
 }
 
