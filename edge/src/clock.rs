@@ -1,11 +1,81 @@
-//! The one clock of the agent: monotonic, of the `embassy-time` driver for std. The clock on the wall
-//! only dates what has to outlast the agent.
+//! The one clock of the agent: monotonic, and what its timers expire by. The clock on the wall only
+//! dates what has to outlast the agent.
+//!
+//! This is `embassy-time`'s driver on a gateway. The one that embassy-time brings for std has a thread
+//! that waits, and that is woken up to four times for each timer: with a tick in ten seconds, 0.4
+//! wake-ups of the 2 in a second that the agent may have.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::pin;
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::task::{Poll, Waker};
+use std::time::{Duration, Instant as StdInstant};
 
 use brokertuner_core::Instant;
+use embassy_time_driver::Driver;
+use embassy_time_queue_utils::Queue;
 use procfs::Current as _;
 use serde::{Deserialize, Serialize};
 
 use crate::apply::unix_s;
+use crate::kernel_timer::KernelTimer;
+
+/// The driver: microseconds since the first look, and who waits for which.
+struct Timers {
+    zero: OnceLock<StdInstant>,
+    queue: Mutex<Queue>,
+}
+
+embassy_time_driver::time_driver_impl!(static TIMERS: Timers = Timers {
+    zero: OnceLock::new(),
+    queue: Mutex::new(Queue::new()),
+});
+
+impl Driver for Timers {
+    fn now(&self) -> u64 {
+        let since = self.zero.get_or_init(StdInstant::now).elapsed();
+        u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+    }
+
+    fn schedule_wake(&self, at: u64, waker: &Waker) {
+        // `with_timers` looks at the queue after each poll.
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).schedule_wake(at, waker);
+    }
+}
+
+impl Timers {
+    /// Wakes those whose time has come; how long until the next one's, `None` where nobody waits.
+    fn expire(&self) -> Option<Duration> {
+        let now = self.now();
+        let next = self.queue.lock().unwrap_or_else(PoisonError::into_inner).next_expiration(now);
+        (next != u64::MAX).then(|| Duration::from_micros(next - now))
+    }
+}
+
+/// Runs `work`, in which the timers of `embassy-time` expire; elsewhere they never do.
+///
+/// # Errors
+/// Where the system gives no timer; outside of an event loop.
+pub(crate) async fn with_timers<T>(work: impl Future<Output = T>) -> io::Result<T> {
+    let (timer, mut work) = (KernelTimer::new()?, pin!(work));
+    poll_fn(|context| {
+        loop {
+            if let Poll::Ready(done) = work.as_mut().poll(context) {
+                return Poll::Ready(Ok(done));
+            }
+            if let Err(error) = timer.once(TIMERS.expire()) {
+                return Poll::Ready(Err(error));
+            }
+            match timer.poll_expired(context) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+            }
+        }
+    })
+    .await
+}
 
 /// Now; never runs backwards, whatever happens to the wall clock.
 #[must_use]
@@ -76,6 +146,47 @@ fn boot() -> Option<Boot> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use embassy_time::Timer;
+
+    fn on_an_event_loop<T>(work: impl Future<Output = T>) -> T {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime
+            .and_then(|runtime| runtime.block_on(with_timers(work)))
+            .expect("the system has timers")
+    }
+
+    #[test]
+    fn timers_expire_in_their_order_and_not_before_their_time() {
+        let began = now();
+        let at = |ms: u64| began + embassy_time::Duration::from_millis(ms);
+        let order = Mutex::new(Vec::new());
+        let wait = async |ms: u64| {
+            Timer::at(at(ms)).await;
+            order.lock().expect("nobody panicked").push((ms, now() >= at(ms)));
+        };
+        on_an_event_loop(async { tokio::join!(wait(30), wait(10), wait(0), wait(20)) });
+        let order = order.into_inner().expect("nobody panicked");
+        assert_eq!(order, [(0, true), (10, true), (20, true), (30, true)]);
+    }
+
+    #[test]
+    fn a_timer_that_is_given_up_holds_nobody_up() {
+        on_an_event_loop(async {
+            for _ in 0..3 {
+                let mut long = pin!(Timer::after_secs(3600));
+                tokio::select! {
+                    biased;
+                    () = &mut long => panic!("an hour has not gone"),
+                    () = Timer::after_millis(5) => {}
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn work_that_waits_for_nothing_ends_at_once() {
+        assert_eq!(on_an_event_loop(async { 7 }), 7);
+    }
 
     #[test]
     fn this_machine_shows_its_boot() {

@@ -13,6 +13,7 @@ pub mod error;
 pub mod fs;
 pub mod helper;
 pub mod journal;
+mod kernel_timer;
 pub mod keys;
 pub mod knobs_request;
 pub mod model;

@@ -31,6 +31,9 @@ const WAITING_INTERVAL: Duration = Duration::from_millis(500);
 ///
 /// A tick under way is brought to its end: `stop` and calls take effect after it. The loop itself
 /// is core's, which the firmware runs as well.
+///
+/// # Errors
+/// Where the system gives no timer; outside of an event loop.
 pub async fn drive(
     agent: &mut Agent,
     mode: Mode,
@@ -38,9 +41,10 @@ pub async fn drive(
     stop: impl Future,
     calls: &mut Calls,
     each: impl FnMut(&Agent, &Tick) -> ControlFlow<()>,
-) {
+) -> io::Result<()> {
     let stop = pin!(stop);
-    pace::drive(&mut Gateway { agent, mode, interval, stop, calls, each }).await;
+    let mut gateway = Gateway { agent, mode, interval, stop, calls, each };
+    clock::with_timers(pace::drive(&mut gateway)).await
 }
 
 /// The loop's world: this machine, its clock, and those who ask something of the agent.

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::process::ExitCode;
 use std::time::{Duration as StdDuration, Instant as StdInstant};
 
-use anyhow::{anyhow, bail};
+use anyhow::{Context as _, anyhow, bail};
 use brokertuner_core::Duration;
 use brokertuner_core::controller::HoldReason;
 use brokertuner_core::knobs::Apply;
@@ -50,7 +50,7 @@ fn decide(config: &Config, mode: Mode) -> anyhow::Result<Report> {
     let started = StdInstant::now();
     let mut change: Option<Report> = None;
     let mut outcome: Option<anyhow::Result<Report>> = None;
-    event_loop()?.block_on(drive(
+    let driven = event_loop()?.block_on(drive(
         &mut agent,
         mode,
         interval,
@@ -64,6 +64,7 @@ fn decide(config: &Config, mode: Mode) -> anyhow::Result<Report> {
             None => ControlFlow::Continue(()),
         },
     ));
+    driven.context("the control loop has no timer")?;
     let state_dir = agent.site().paths.state_dir.clone();
     agent.end();
     let report = outcome.unwrap_or_else(|| bail!("the decision was interrupted"))?;

@@ -82,8 +82,8 @@ pub(super) fn record(
             }
             ControlFlow::Break(())
         })
-        .await;
-        Ok::<_, anyhow::Error>(())
+        .await
+        .context("the control loop has no timer")
     })?;
     let ended_by = ended.and_then(|limit| recorder.file.sync_all().map(|()| limit));
     let ended_by = ended_by.with_context(|| {

@@ -73,7 +73,8 @@ pub(super) fn run(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
             }
             ControlFlow::Continue(())
         })
-        .await;
+        .await
+        .context("the control loop has no timer")?;
         notify::stopping();
         agent.end();
         tracing::info!("Stopped; the broker keeps its settings.");

@@ -127,7 +127,7 @@ sections! {
         interval_ms: u32 = 5000,
         /// How often a pair of small messages measures the broker's latency, in milliseconds.
         /// 250 to 3600000; 0: never.
-        probe_interval_ms: u32 = 2500,
+        probe_interval_ms: u32 = 3000,
         /// Wanted settings must have been alike for this long before a restart, in seconds.
         /// 0 to 86400.
         dwell_s: u32 = 60,

@@ -9,10 +9,10 @@ use tokio::sync::watch;
 use tokio::time;
 
 use super::probe::{PAYLOAD_BYTES, Round};
-use super::pulse::Pulse;
 use super::wire::{self, Broken, Client, Events, Incoming, Message};
 use super::{SYS_TOPICS_MAX, SamplerOptions, Shared, lock};
 use crate::connack;
+use crate::kernel_timer::KernelTimer;
 use crate::mqtt::{Protocol, ProtocolChoice};
 
 pub(super) const SYS_FILTER: &str = "$SYS/#";
@@ -28,6 +28,9 @@ const BACK_OFF_FIRST: Duration = Duration::from_millis(100);
 const BACK_OFF_MAX: Duration = Duration::from_secs(30);
 /// A connection that held this long starts the back-off anew.
 const STABLE: Duration = Duration::from_secs(10);
+/// Mosquitto sends each value of an update in a packet of its own: a moment after the first of them
+/// most have come, and are read at once.
+const UPDATE: Duration = Duration::from_millis(10);
 /// Time for a DISCONNECT to get out.
 const FAREWELL: Duration = Duration::from_millis(200);
 
@@ -158,6 +161,7 @@ async fn session(
 
 async fn receive(probe: &Probe<'_>, protocol: Protocol, events: &mut Events) -> Broken {
     let shared = probe.shared;
+    let mut last_of_sys: Option<time::Instant> = None;
     loop {
         match events.next().await {
             Ok(Incoming::Connected) => {
@@ -185,9 +189,20 @@ async fn receive(probe: &Probe<'_>, protocol: Protocol, events: &mut Events) -> 
             }
             Ok(Incoming::Answer(bytes)) => lock(shared).own.bytes_received += bytes,
             Ok(Incoming::Message(message)) => {
-                let is_first_back = take(&mut lock(shared), &message, probe.topic);
-                if is_first_back {
-                    probe.send(Round::Second);
+                // Not in the match: the lock would be held to its end.
+                let taken = take(&mut lock(shared), &message, probe.topic);
+                match taken {
+                    Taken::FirstProbe => probe.send(Round::Second),
+                    Taken::Sys => {
+                        let last = last_of_sys.replace(time::Instant::now());
+                        let is_first = last.is_none_or(|last| last.elapsed() > UPDATE * 10);
+                        // A probe's way back would be measured too long. One that falls due
+                        // meanwhile is sent, and its time taken, afterwards.
+                        if is_first && !lock(shared).probes.are_out() {
+                            std::thread::sleep(UPDATE);
+                        }
+                    }
+                    Taken::Other => {}
                 }
             }
             Ok(Incoming::Other) => {}
@@ -196,15 +211,25 @@ async fn receive(probe: &Probe<'_>, protocol: Protocol, events: &mut Events) -> 
     }
 }
 
-/// Takes a message over; true where it is the first probe of a round, so that the second may go.
-fn take(shared: &mut Shared, message: &Message, probe_topic: &str) -> bool {
+/// What a message was.
+enum Taken {
+    /// The first probe of a round: the second may go.
+    FirstProbe,
+    /// A value of `$SYS`.
+    Sys,
+    Other,
+}
+
+/// Takes a message over.
+fn take(shared: &mut Shared, message: &Message, probe_topic: &str) -> Taken {
     let now = (shared.clock)();
     shared.heard = Some(now);
     shared.own.publish_received += 1;
     shared.own.bytes_received += message.wire_bytes();
-    let Some(topic) = message.topic() else { return false };
+    let Some(topic) = message.topic() else { return Taken::Other };
     if topic == probe_topic {
-        return shared.probes.receive(message.payload(), now);
+        let is_first = shared.probes.receive(message.payload(), now);
+        return if is_first { Taken::FirstProbe } else { Taken::Other };
     }
     if topic.starts_with("$SYS/") {
         shared.is_flowing = true;
@@ -219,13 +244,13 @@ fn take(shared: &mut Shared, message: &Message, probe_topic: &str) -> bool {
     // from it to the next one would be too high. The other retained values fill what stays
     // unchanged.
     if message.is_retained() && topic == "$SYS/broker/uptime" {
-        return false;
+        return Taken::Sys;
     }
     if let Err(error) = shared.tree.update(topic, message.payload(), now) {
         shared.malformed = shared.malformed.saturating_add(1);
         tracing::debug!(%error, "Unexpected $SYS payload.");
     }
-    false
+    Taken::Sys
 }
 
 /// What sends probes: one by QoS 0, and by QoS 1 as soon as that is back.
@@ -241,9 +266,10 @@ struct Probe<'s> {
 impl Probe<'_> {
     /// Begins a round per interval, until the system has no timer any more.
     async fn begin_rounds(&self, interval: Duration) -> std::io::Result<()> {
-        let pulse = Pulse::every(interval)?;
+        let timer = KernelTimer::new()?;
+        timer.every(interval)?;
         loop {
-            pulse.tick().await?;
+            timer.expired().await?;
             self.send(Round::Next);
         }
     }

@@ -7,7 +7,6 @@ mod latency;
 mod link;
 mod probe;
 mod process;
-mod pulse;
 mod wire;
 
 use std::collections::BTreeMap;

@@ -11,7 +11,7 @@ const OUTSTANDING_MAX: usize = 32;
 /// A probe still out counts as slow after this; before, it is just young.
 const OVERDUE: Duration = Duration::from_secs(1);
 /// The latest round trip says nothing any more after this: two rounds by default.
-const LATEST_MAX: Duration = Duration::from_secs(5);
+const LATEST_MAX: Duration = Duration::from_secs(6);
 /// A probe still out after this is lost: QoS 0 may be.
 const LOST: Duration = Duration::from_secs(30);
 /// Payload: number (8 bytes, little endian), then the QoS.
@@ -65,6 +65,11 @@ impl Probes {
         let mut payload = number.to_le_bytes().to_vec();
         payload.push(qos);
         (qos, payload)
+    }
+
+    /// Whether one is under way.
+    pub(super) fn are_out(&self) -> bool {
+        !self.outstanding.is_empty()
     }
 
     /// A probe came back; strangers' messages on the topic are ignored. True where it is the first
@@ -190,10 +195,10 @@ mod tests {
         let us = |seen: ProbeSample| (seen.latency_us_qos0, seen.latency_us_qos1);
         assert_eq!(us(probes.take(at(200))), (Some(107_000), Some(107_000)), "the worst");
         assert_eq!(us(probes.take(at(300))), (Some(7000), Some(7000)), "the latest");
-        probes.send(Round::Next, at(2500));
-        assert_eq!(us(probes.take(at(2600))), (Some(7000), Some(7000)), "the next is young");
-        assert_eq!(us(probes.take(at(4500))), (Some(2_000_000), Some(7000)), "it is overdue");
-        assert_eq!(us(probes.take(at(5200))), (Some(2_700_000), None), "that one is old");
+        probes.send(Round::Next, at(3000));
+        assert_eq!(us(probes.take(at(3100))), (Some(7000), Some(7000)), "the next is young");
+        assert_eq!(us(probes.take(at(5000))), (Some(2_000_000), Some(7000)), "it is overdue");
+        assert_eq!(us(probes.take(at(6200))), (Some(3_200_000), None), "that one is old");
         probes.clear();
         assert_eq!(probes.take(at(4600)), ProbeSample::default(), "another connection");
     }
