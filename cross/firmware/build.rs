@@ -12,7 +12,7 @@ use brokertuner_core::knobs::{self, Knob};
 use brokertuner_core::model::{BoundsParts, Card, InputParts, LayerParts, Model, ModelParts};
 
 /// The hidden layers of `host train`.
-const HIDDEN: [u16; 2] = [64, 64];
+const HIDDEN: [u16; 2] = [128, 64];
 
 fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));

@@ -40,6 +40,8 @@ enum Kind {
     Uplink,
     /// More, or nearly more, than the core carries.
     Saturation,
+    /// The same over short links and within a short deadline: fresh messages matter, old ones do not.
+    Overload,
     /// Durable consumers lose their link and come back.
     Outage,
     /// Large payloads and a slow reader of them.
@@ -51,13 +53,14 @@ enum Kind {
 }
 
 /// Kinds with their share in a hundred.
-const KINDS: [(Kind, u32); 6] = [
-    (Kind::Uplink, 29),
-    (Kind::Saturation, 24),
-    (Kind::Outage, 12),
-    (Kind::Bulk, 15),
-    (Kind::Command, 8),
-    (Kind::Idle, 12),
+const KINDS: [(Kind, u32); 7] = [
+    (Kind::Uplink, 26),
+    (Kind::Saturation, 21),
+    (Kind::Overload, 12),
+    (Kind::Outage, 11),
+    (Kind::Bulk, 13),
+    (Kind::Command, 7),
+    (Kind::Idle, 10),
 ];
 
 /// A publish group.
@@ -116,6 +119,7 @@ impl Draw {
         let deadline_ms = match kinds.first() {
             Some(Kind::Command | Kind::Idle) if phases == 1 => self.whole(6, 60),
             Some(Kind::Bulk | Kind::Outage) if phases == 1 => self.whole(300, 4000),
+            Some(Kind::Overload) if phases == 1 => self.whole(100, 600),
             _ => self.whole(80, 1500),
         };
         // Where payloads are large, memory is what counts: often there is little of it.
@@ -155,6 +159,7 @@ impl Draw {
         match kind {
             Kind::Uplink => self.uplink(),
             Kind::Saturation => self.saturation(deadline_ms),
+            Kind::Overload => self.overload(deadline_ms),
             Kind::Outage => self.outage(duration_s),
             Kind::Bulk => self.bulk(),
             Kind::Command => self.command(),
@@ -221,9 +226,24 @@ impl Draw {
     }
 
     fn saturation(&mut self, deadline_ms: u32) {
-        let (clients, readers) = (self.whole(2, 20), self.whole(1, 20));
+        let readers = self.whole(1, 20);
+        let load = self.between(0.4, 4.0);
+        let ack_delay_ms = if self.chance(0.5) { 0 } else { self.whole(1, 40) };
+        self.feeds(readers, load, ack_delay_ms, deadline_ms);
+    }
+
+    fn overload(&mut self, deadline_ms: u32) {
+        let readers = self.whole(2, 30);
+        let load = self.between(0.6, 3.0);
+        let ack_delay_ms = self.whole(1, 30);
+        self.feeds(readers, load, ack_delay_ms, deadline_ms);
+    }
+
+    /// `load`: of what the core carries, about.
+    fn feeds(&mut self, readers: u32, load: f64, ack_delay_ms: u32, deadline_ms: u32) {
+        let clients = self.whole(2, 20);
         let carried = self.cpu_share * (DELIVERIES_PER_S / f64::from(readers)).min(PUBLISHES_PER_S);
-        let total_hz = carried * self.between(0.4, 4.0);
+        let total_hz = carried * load;
         let bytes = self.payload(24, 400);
         let extra = String::new();
         self.publish(
@@ -231,7 +251,6 @@ impl Draw {
             "s/f/{client}",
             Publish { clients, rate_hz: total_hz / f64::from(clients), bytes, qos: 1, extra },
         );
-        let ack_delay_ms = if self.chance(0.5) { 0 } else { self.whole(1, 40) };
         let extra = if deadline_ms < 50 { "deadline_ms = 100\n".to_owned() } else { String::new() };
         self.subscribe(Subscribe {
             name: "readers",

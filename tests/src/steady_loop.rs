@@ -1,7 +1,7 @@
-//! What the steady loop costs, for `tests/lightness.rs`: `steady-loop CONFIG MODEL`.
+//! What the steady loop costs, for `tests/lightness.rs`: `steady-loop CONFIG MODEL SHIPPED`.
 //!
 //! Runs the agent of that configuration until it holds, and prints one JSON object: time of an
-//! inference and of a decision, and heap allocations of a decision, of a whole tick of `edge run`,
+//! inference of the shipped model and of a decision, and heap allocations of a decision, of a whole tick of `edge run`,
 //! and of all other threads beside it. Every allocation is counted by the allocator itself.
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -109,8 +109,9 @@ fn time_of(times: u32, mut run: impl FnMut()) -> f64 {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args_os().skip(1);
-    let config = arguments.next().ok_or("usage: steady-loop CONFIG MODEL")?;
+    let config = arguments.next().ok_or("usage: steady-loop CONFIG MODEL SHIPPED")?;
     let model = std::fs::read(arguments.next().ok_or("the model is missing")?)?;
+    let shipped = std::fs::read(arguments.next().ok_or("the shipped model is missing")?)?;
     let config = Config::load(Path::new(&config))?;
     let site = Site::look(&config, &Environment::default())?;
     let head = Head {
@@ -151,8 +152,9 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let features = [0.5; Schema::Edge.len()];
     let mut action = [0; KNOB_COUNT];
+    let shipped = Model::read(&shipped)?;
     let infer_ns = time_of(INFERENCES, || {
-        let _ = model.infer(black_box(&features), &mut action);
+        let _ = shipped.infer(black_box(&features), &mut action);
         black_box(&action);
     });
     println!(
