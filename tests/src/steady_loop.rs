@@ -1,8 +1,9 @@
 //! What the steady loop costs, for `tests/lightness.rs`: `steady-loop CONFIG MODEL SHIPPED`.
 //!
 //! Runs the agent of that configuration until it holds, and prints one JSON object: time of an
-//! inference of the shipped model and of a decision, and heap allocations of a decision, of a whole tick of `edge run`,
-//! and of all other threads beside it. Every allocation is counted by the allocator itself.
+//! inference of the shipped model and of a decision, and heap allocations of a decision, of a whole
+//! tick of `edge run`, and of all other threads beside it. Every allocation is counted by the
+//! allocator itself.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
