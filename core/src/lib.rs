@@ -3,10 +3,10 @@
 //! What stands where: [`knobs`] is the table of the 11 options from which everything else derives;
 //! [`settings`] holds a value or nothing for each; [`envelope`] is the bound nobody may leave;
 //! [`render`] writes and reads the drop-in's text; [`sample`] turns counters into rates and
-//! [`features`] rates into the actor's input; [`actor`] is the integer network and [`model`] its
-//! file; [`controller`] decides when a change is worth making, and [`weigh`] says what it rests on;
-//! [`trace`] keeps what was seen and [`replay`] decides on it again elsewhere; [`pace`] is the loop
-//! that does all of it again and again.
+//! [`features`] rates into the actor's input; [`actor`] is the integer network (`vectors` makes it
+//! quick on 64-bit processors) and [`model`] its file; [`controller`] decides when a change is worth
+//! making, and [`weigh`] says what it rests on; [`trace`] keeps what was seen and [`replay`] decides
+//! on it again elsewhere; [`pace`] is the loop that does all of it again and again.
 //!
 //! No heap, no clock, no float between the quantised features and the decoded settings.
 #![no_std]
@@ -26,7 +26,6 @@ pub mod knobs;
 
 mod math;
 pub mod model;
-
 pub mod pace;
 pub mod render;
 pub mod replay;

@@ -1,8 +1,8 @@
 //! Eight products at once, on the 64-bit processors that always have a vector unit.
 //!
 //! The compiler vectorises loops only where it builds for speed, and not when it links a program for
-//! size, as the gateway's is: the inference of the shipped shape took 4.7 us there without these, and
-//! 1.0 us with them on the same machine. The same bits as [`Inputs`].
+//! size, as the gateway's is: one inference of 36-64-64-11 took 4.7 us there without these, and 1.0 us
+//! with them on the same machine. The same bits as [`Inputs`].
 
 use crate::actor::{FAN_IN_MAX, Inputs};
 use wide::{bytemuck, i16x8, i32x4};

@@ -31,6 +31,8 @@ const STABLE: Duration = Duration::from_secs(10);
 /// Mosquitto sends each value of an update in a packet of its own: a moment after the first of them
 /// most have come, and are read at once.
 const UPDATE: Duration = Duration::from_millis(10);
+/// A value that comes so long after the one before begins another update.
+const UPDATES_APART: Duration = Duration::from_millis(100);
 /// Time for a DISCONNECT to get out.
 const FAREWELL: Duration = Duration::from_millis(200);
 
@@ -195,7 +197,7 @@ async fn receive(probe: &Probe<'_>, protocol: Protocol, events: &mut Events) -> 
                     Taken::FirstProbe => probe.send(Round::Second),
                     Taken::Sys => {
                         let last = last_of_sys.replace(time::Instant::now());
-                        let is_first = last.is_none_or(|last| last.elapsed() > UPDATE * 10);
+                        let is_first = last.is_none_or(|last| last.elapsed() > UPDATES_APART);
                         // A probe's way back would be measured too long. One that falls due
                         // meanwhile is sent, and its time taken, afterwards.
                         if is_first && !lock(shared).probes.are_out() {
