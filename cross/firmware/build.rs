@@ -1,7 +1,7 @@
 //! Puts the model and the trace beside the program, and the board's memory where the linker looks.
 //!
 //! The model is models/default.btm where the tree has one, else one with random weights of the size
-//! that training gives; the trace is traces/synthetic.btt.
+//! that training gives; the trace is traces/mixed-day.btt.
 
 use std::path::{Path, PathBuf};
 use std::{env, fs};
@@ -28,7 +28,7 @@ fn main() {
     );
     assert_eq!(usize::from(inputs), Schema::Edge.len(), "a model of the schema `edge`");
     fs::write(out.join("model.btm"), &model).expect("OUT_DIR can be written");
-    fs::copy("traces/synthetic.btt", out.join("trace.btt")).expect("traces/synthetic.btt");
+    fs::copy("traces/mixed-day.btt", out.join("trace.btt")).expect("traces/mixed-day.btt");
     println!("cargo::rerun-if-changed=traces");
     fs::write(out.join("shape.rs"), shape).expect("OUT_DIR can be written");
 
