@@ -34,7 +34,10 @@ fn main() {
 
     if env::var_os("CARGO_FEATURE_BOARD").is_some() {
         let target = env::var("TARGET").expect("cargo sets TARGET");
-        let memory = format!("memory/{target}.x");
+        // The bench is built for speed, which takes more stack: of the nRF51822 there is one with 32 KiB.
+        let is_bench = env::var_os("CARGO_FEATURE_COMPARED").is_some();
+        let larger = if is_bench && target == "thumbv6m-none-eabi" { "-32k" } else { "" };
+        let memory = format!("memory/{target}{larger}.x");
         fs::copy(&memory, out.join("memory.x")).unwrap_or_else(|error| panic!("{memory}: {error}"));
         println!("cargo::rustc-link-search={}", out.display());
         for argument in ["-Tlink.x", "-Tdefmt.x", "--nmagic"] {

@@ -7,8 +7,9 @@ use core::arch::asm;
 use core::hint::black_box;
 
 use brokertuner_core::KNOB_COUNT;
-use brokertuner_core::controller::Rules;
+use brokertuner_core::controller::{Decision, Rules};
 use brokertuner_core::features::Schema;
+use brokertuner_core::knobs::Apply;
 use brokertuner_core::model::Model;
 use brokertuner_core::render;
 use brokertuner_core::replay::Replay;
@@ -45,30 +46,51 @@ fn count<T>(case: impl FnOnce() -> T) -> T {
 
 fn bench(mut line: impl FnMut(&str, usize)) -> Result<(), Fault> {
     let model = Model::read(MODEL)?;
-    let actor = model.actor::<INPUTS, { HIDDEN[0] }, { HIDDEN[1] }, KNOB_COUNT>()?;
-    let features: [f32; INPUTS] = core::array::from_fn(|index| index as f32 / 20.0);
-
-    let input = count(|| actor.quantise(black_box(&features)));
+    inference(&model)?;
     line("quantise", 0);
-    count(|| actor.infer(black_box(&input)));
     line("infer", PRODUCTS);
     count(|| compared::infer(black_box(&[5; INPUTS])));
     line("microflow", PRODUCTS);
     let trace = Trace::read(TRACE)?;
-    let mut replay = Replay::new(model, *trace.head(), Rules::default());
-    let mut last = None;
-    for record in trace.records().take(8) {
-        last = Some(record?);
-        if let Some(record) = &last {
-            replay.step(record)?;
+    decision(&model, &trace, first_restart(&model, &trace)?)?;
+    line("decision", PRODUCTS);
+    Ok(())
+}
+
+/// Two cases: features to bytes, and bytes to actions. What is never inlined gives its stack back.
+#[inline(never)]
+fn inference(model: &Model) -> Result<(), Fault> {
+    let actor = model.actor::<INPUTS, { HIDDEN[0] }, { HIDDEN[1] }, KNOB_COUNT>()?;
+    let features: [f32; INPUTS] = core::array::from_fn(|index| index as f32 / 20.0);
+    let input = count(|| actor.quantise(black_box(&features)));
+    count(|| actor.infer(black_box(&input)));
+    Ok(())
+}
+
+/// The number of the first record whose decision restarts the broker. That takes all that a decision can: from the
+/// sample by way of the model and the price of a restart to the text of the drop-in.
+#[inline(never)]
+fn first_restart(model: &Model, trace: &Trace) -> Result<usize, Fault> {
+    let mut replay = Replay::new(*model, *trace.head(), Rules::default());
+    for (number, record) in trace.records().enumerate() {
+        let decision = replay.step(&record?)?.decision;
+        if matches!(decision, Decision::Change { apply: Apply::Restart, .. }) {
+            return Ok(number);
         }
     }
-    if let Some(record) = &last {
-        let text =
-            count(|| replay.step(black_box(record)).map(|step| render::render(&step.written)))?;
-        black_box(text);
-        line("decision", PRODUCTS);
+    Err(Fault::NoRestart)
+}
+
+/// Counts the decision on record `number`. A replay of its own: two at once are too much for 16 KiB.
+#[inline(never)]
+fn decision(model: &Model, trace: &Trace, number: usize) -> Result<(), Fault> {
+    let mut replay = Replay::new(*model, *trace.head(), Rules::default());
+    for record in trace.records().take(number) {
+        replay.step(&record?)?;
     }
+    let record = trace.records().nth(number).ok_or(Fault::NoRestart)??;
+    let text = count(|| replay.step(black_box(&record)).map(|step| render::render(&step.written)))?;
+    black_box(text);
     Ok(())
 }
 

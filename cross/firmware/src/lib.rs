@@ -12,7 +12,7 @@ pub mod vectors;
 
 /// The model: models/default.btm, or one with random weights where the tree has none.
 pub static MODEL: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/model.btm"));
-/// Forty decisions' inputs of a made-up load that grows and then drops messages.
+/// What an agent saw beside a real broker under the load mixed-day, every 5 s.
 pub static TRACE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/trace.btt"));
 
 include!(concat!(env!("OUT_DIR"), "/shape.rs"));

@@ -23,6 +23,8 @@ pub enum Fault {
     Model(ModelError),
     /// The trace in flash.
     Trace(TraceError),
+    /// No decision of the replay restarts the broker.
+    NoRestart,
 }
 
 impl From<ModelError> for Fault {
