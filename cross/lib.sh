@@ -45,14 +45,26 @@ packages() {
   esac
 }
 
+# links GCC   It is there, and so is its C library, which Debian's packages of gcc only recommend.
+links() { command -v "$1" >/dev/null && [ -e "$("$1" -print-file-name=crt1.o)" ]; }
+
+# apt_install PACKAGE...   As root or through sudo.
+apt_install() {
+  command -v apt-get >/dev/null || fail "missing: $* (Debian's names); install them with this system's package manager"
+  sudo=''
+  [ "$(id -u)" -eq 0 ] || { command -v sudo >/dev/null && sudo=sudo || fail "missing: as root, \`apt-get install -y $*\`"; }
+  install="$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $*"
+  $install >&2 || { $sudo apt-get update -q >&2 && $install >&2; } || fail "these packages could not be installed: $*"
+}
+
 # need_linker TRIPLE   Stops with the command that installs what is missing.
 need_linker() {
   linker=$(field "$1" 2)
   if [ "$linker" = zig ]; then
     [ -x "$CACHE/zig/bin/cargo-zigbuild" ] ||
       fail "zig, which links $1, is missing: run \`cross/setup $1\`"
-  elif ! command -v "$linker" >/dev/null; then
-    fail "$linker is missing: run \`cross/setup $1\`, or \`sudo apt-get install -y $(packages "$1")\`"
+  elif ! links "$linker"; then
+    fail "$linker, or the C library for it, is missing: run \`cross/setup $1\`, or \`sudo apt-get install -y $(packages "$1")\`"
   fi
 }
 
@@ -71,19 +83,39 @@ use_toolchain() {
   eval "$line"
 }
 
-# No place of this machine in what is handed out.
-REMAP="--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=cargo --remap-path-prefix=$PWD=brokertuner"
+# say_to_cargo TRIPLE   Its linker, and with a runner how its programs run. Said here and not in .cargo/config.toml: a machine
+# of that kind builds for itself by its own means.
+say_to_cargo() {
+  name=CARGO_TARGET_$(echo "$1" | tr 'a-z-' 'A-Z_')
+  export "${name}_LINKER=$(field "$1" 2)"
+  [ -z "${2:-}" ] || export "${name}_RUNNER=$2"
+}
 
-# cargo_build TRIPLES OPTION...   With $FLAGS for the compiler. Several, as one word, have one linker in common.
+# flags FLAG...   As cargo takes them where one may hold a blank.
+flags() {
+  separator=$(printf '\037')
+  # No place of this machine in what is handed out.
+  printf %s "--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=cargo$separator--remap-path-prefix=$PWD=brokertuner"
+  for flag; do printf %s "$separator$flag"; done
+}
+
+# cargo_build TRIPLES OPTION...   With $FLAGS for the compiler, and $LINK_SCRIPT for the linker. Several, as one word, have
+# one linker in common.
 cargo_build() {
   triples=$1; shift
-  flags="$REMAP ${FLAGS:-}"
   for triple in $triples; do set -- --target "$triple" "$@"; done
-  if [ "$(field "$triple" 2)" = zig ]; then
+  is_zig=no; [ "$(field "$triple" 2)" != zig ] || is_zig=yes
+  # shellcheck disable=SC2086
+  CARGO_ENCODED_RUSTFLAGS=$(
     # zig brings the start-up code that a std built from source does not.
-    [ "${CROSS_STD:-rustup}" != apt ] || flags="$flags -Clink-self-contained=no"
-    PATH="$CACHE/zig/bin:$PATH" RUSTFLAGS="$flags" cargo zigbuild "$@"
+    [ "$is_zig" = no ] || [ "${CROSS_STD:-rustup}" != apt ] || FLAGS="${FLAGS:-} -Clink-self-contained=no"
+    flags ${FLAGS:-} ${LINK_SCRIPT:+"-Clink-arg=-Wl,-T,$LINK_SCRIPT"}
+  )
+  export CARGO_ENCODED_RUSTFLAGS
+  if [ "$is_zig" = yes ]; then
+    PATH="$CACHE/zig/bin:$PATH" cargo zigbuild "$@"
   else
-    RUSTFLAGS="$flags" cargo build "$@"
+    say_to_cargo "$triple"
+    cargo build "$@"
   fi
 }
