@@ -30,7 +30,9 @@ fn main() {
     fs::write(out.join("model.btm"), &model).expect("OUT_DIR can be written");
     fs::copy("traces/mixed-day.btt", out.join("trace.btt")).expect("traces/mixed-day.btt");
     println!("cargo::rerun-if-changed=traces");
-    fs::write(out.join("shape.rs"), shape).expect("OUT_DIR can be written");
+    let clock =
+        format!("/// Clock of the board, in Hz.\npub const CLOCK_HZ: u32 = {};\n", clock_hz());
+    fs::write(out.join("shape.rs"), shape + &clock).expect("OUT_DIR can be written");
 
     if env::var_os("CARGO_FEATURE_BOARD").is_some() {
         let target = env::var("TARGET").expect("cargo sets TARGET");
@@ -43,6 +45,16 @@ fn main() {
         for argument in ["-Tlink.x", "-Tdefmt.x", "--nmagic"] {
             println!("cargo::rustc-link-arg-bins={argument}");
         }
+    }
+}
+
+/// The clock of the boards in memory/, as QEMU shows them; another board has another one.
+fn clock_hz() -> u32 {
+    match env::var("TARGET").expect("cargo sets TARGET").as_str() {
+        "thumbv6m-none-eabi" => 16_000_000,
+        // After a reset, from its oscillator of 200 MHz.
+        "thumbv7m-none-eabi" => 12_500_000,
+        _ => 25_000_000,
     }
 }
 

@@ -13,11 +13,11 @@ use defmt_semihosting as _;
 use embassy_time_driver::Driver;
 use embassy_time_queue_utils::Queue;
 
-/// Clock of the board that QEMU shows, in Hz; set it for another one.
-pub const CLOCK_HZ: u32 = if cfg!(target_abi = "eabihf") { 25_000_000 } else { 12_500_000 };
+use crate::CLOCK_HZ;
+
 /// A tick of SysTick; `now` is finer.
 const TICK_US: u64 = 1000;
-const RELOAD: u32 = CLOCK_HZ / 1_000_000 * TICK_US as u32;
+const RELOAD: u32 = CLOCK_HZ / (1_000_000 / TICK_US as u32);
 
 /// embassy-time on SysTick, in microseconds.
 struct Clock {
