@@ -317,7 +317,11 @@ fn resolve(host: &str, port: u16) -> Result<SocketAddr, SiteError> {
     found.next().ok_or_else(|| failed("no address".into()))
 }
 
-fn drop_in_path(configured: &Path, environment: &Environment) -> Result<PathBuf, SiteError> {
+/// The file that the agent writes: the configured one, else that of the environment, else Debian's.
+///
+/// # Errors
+/// [`SiteError`] where the environment names a file that a broker would not load.
+pub fn drop_in_path(configured: &Path, environment: &Environment) -> Result<PathBuf, SiteError> {
     if let Some(path) = some_path(configured) {
         return Ok(path);
     }

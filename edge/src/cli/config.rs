@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use brokertuner_edge::config::{Config, ConfigError};
-use brokertuner_edge::site::{Environment, Site};
+use brokertuner_edge::site::{Environment, Site, drop_in_path};
 use serde_json::json;
 
 use super::print;
@@ -26,12 +26,18 @@ pub(super) fn check(file: &Path, as_json: bool) -> anyhow::Result<ExitCode> {
             .collect(),
         Err(error) => vec![json!({"line": null, "option": "", "what": error.to_string()})],
     };
+    // For the scripts of packages: where the agent's records and settings are.
+    let config = found.as_ref().ok();
+    let environment = Environment::of_process();
+    let drop_in = config.and_then(|c| drop_in_path(&c.broker.drop_in, &environment).ok());
     let result = json!({
         "report_version": 1,
         "file": file.display().to_string(),
         "valid": found.is_ok(),
         "faults": faults,
         "notes": notes,
+        "state_dir": config.map(|config| &config.agent.state_dir),
+        "drop_in": drop_in,
     });
     print(&format!("{result}\n"))?;
     Ok(if found.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(2) })

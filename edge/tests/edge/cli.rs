@@ -103,6 +103,14 @@ fn every_fault_of_a_configuration_is_told_at_once() {
     let (code, out, _) = run(&["check-config", name, "--json"]);
     let found: serde_json::Value = serde_json::from_str(&out).unwrap();
     assert_eq!((code, found["faults"][1]["line"].as_u64()), (2, Some(4)));
+    // What the packages' scripts read of it, by this very pattern.
+    assert!(out.contains(r#""state_dir":null"#) && out.contains(r#""drop_in":null"#), "{out}");
+    fs::write(&file, "[agent]\nstate_dir = '/data/bt'\n[broker]\ndrop_in = \"/data/zz.conf\"\n")
+        .unwrap();
+    let (code, out, _) = run(&["check-config", name, "--json"]);
+    assert_eq!(code, 0);
+    assert!(out.contains(r#""state_dir":"/data/bt""#), "{out}");
+    assert!(out.contains(r#""drop_in":"/data/zz.conf""#), "{out}");
 }
 
 #[test]
