@@ -4,6 +4,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -111,7 +112,13 @@ fn openwrt_packages_hold_what_they_should() {
             let config = dir.path().join("etc/brokertuner/edge.toml");
             let text = fs::read_to_string(&config).unwrap();
             assert!(text.contains("restart_command = [\"/etc/init.d/mosquitto\", \"restart\"]"));
-            told("sh", ["-n", dir.path().join("etc/init.d/brokertuner").to_str().unwrap()]);
+            assert!(text.contains("\nstate_dir = \"/etc/brokertuner/state\"\n"), "/var is a RAM disk");
+            assert!(text.contains("\nreload = \"signal\"\n"), "mosquitto's script has no reload");
+            let mode = fs::metadata(&config).unwrap().permissions().mode() & 0o777;
+            assert_eq!(mode, 0o644, "the helper refuses a file that others may write");
+            for script in ["etc/init.d/brokertuner", "prerm", "postinst"] {
+                told("sh", ["-n", dir.path().join(script).to_str().unwrap()]);
+            }
         }
     }
 }
@@ -222,7 +229,7 @@ fn a_package_leaves_the_broker_as_it_was_found() {
     let dir = TempDir::new().unwrap();
     let deb = package(&format!("brokertuner_{VERSION}-1_amd64.deb"));
     let said = told(in_cross("test-deb").to_str().unwrap(), [deb, model_in(&dir)]);
-    assert_eq!(said.lines().filter(|line| line.starts_with("ok: ")).count(), 6, "{said}");
+    assert_eq!(said.lines().filter(|line| line.starts_with("ok: ")).count(), 7, "{said}");
     print!("{said}");
 }
 
@@ -240,6 +247,6 @@ fn a_package_works_on_a_machine_that_boots() {
     print!("{said}");
     if output.status.code() != NO_SYSTEMD_BOOTS {
         assert!(output.status.success(), "{}", output.status);
-        assert_eq!(said.lines().filter(|line| line.starts_with("ok: ")).count(), 5);
+        assert_eq!(said.lines().filter(|line| line.starts_with("ok: ")).count(), 6);
     }
 }
