@@ -112,7 +112,10 @@ fn openwrt_packages_hold_what_they_should() {
             let config = dir.path().join("etc/brokertuner/edge.toml");
             let text = fs::read_to_string(&config).unwrap();
             assert!(text.contains("restart_command = [\"/etc/init.d/mosquitto\", \"restart\"]"));
-            assert!(text.contains("\nstate_dir = \"/etc/brokertuner/state\"\n"), "/var is a RAM disk");
+            assert!(
+                text.contains("\nstate_dir = \"/etc/brokertuner/state\"\n"),
+                "/var is a RAM disk"
+            );
             assert!(text.contains("\nreload = \"signal\"\n"), "mosquitto's script has no reload");
             let mode = fs::metadata(&config).unwrap().permissions().mode() & 0o777;
             assert_eq!(mode, 0o644, "the helper refuses a file that others may write");

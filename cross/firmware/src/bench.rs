@@ -67,8 +67,8 @@ fn inference(model: &Model) -> Result<(), Fault> {
     Ok(())
 }
 
-/// The number of the first record whose decision restarts the broker. That takes all that a decision can: from the
-/// sample by way of the model and the price of a restart to the text of the drop-in.
+/// The number of the first record whose decision restarts the broker. That takes all that a decision
+/// can: from the sample by way of the model and the price of a restart to the text of the drop-in.
 #[inline(never)]
 fn first_restart(model: &Model, trace: &Trace) -> Result<usize, Fault> {
     let mut replay = Replay::new(*model, *trace.head(), Rules::default());

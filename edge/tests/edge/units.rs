@@ -8,6 +8,7 @@ use super::cli::edge;
 
 /// Of 10; in tenths, as `systemd-analyze security --threshold` takes it.
 const EXPOSURE_MAX_TENTHS: &str = "15";
+const CONFIG: &str = "/etc/brokertuner/edge.toml";
 const INSTALL: &str = "systemd-analyze is missing: sudo apt-get install -y systemd";
 
 fn units() -> Vec<PathBuf> {
@@ -60,15 +61,36 @@ fn the_services_are_closed() {
 /// The other service managers start the same program in the same way.
 #[test]
 fn the_scripts_are_sound_shell_and_start_what_there_is() {
-    for script in ["openrc/brokertuner", "openrc/brokertuner-helper", "procd/brokertuner"] {
-        let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../cross")).join(script);
-        let checked = Command::new("sh").arg("-n").arg(&path).output().unwrap();
-        assert!(checked.status.success(), "{script}: {}", text(&checked));
-        let output = Command::new("sh").args(["-c", STUBS]).arg(&path).output().unwrap();
-        let started = text(&output);
-        assert_eq!(started.lines().count(), if script.starts_with("procd") { 2 } else { 1 });
-        started.lines().for_each(assert_is_understood);
+    let dir = tempfile::tempdir().unwrap();
+    let (script, config) = (dir.path().join("script"), dir.path().join("edge.toml"));
+    for name in ["openrc/brokertuner", "openrc/brokertuner-helper", "procd/brokertuner"] {
+        let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../cross")).join(name);
+        let here = fs::read_to_string(path)
+            .unwrap()
+            .replace("/usr/bin/edge", env!("CARGO_BIN_EXE_edge"))
+            .replace(CONFIG, config.to_str().unwrap());
+        fs::write(&script, here).unwrap();
+        fs::write(&config, "[agent]\nstate_dir = \"/place/of/its/own\"\n").unwrap();
+        let started = text(&sh(&["-c", STUBS], &script));
+        let is_procd = name.starts_with("procd");
+        assert_eq!(started.lines().count(), if is_procd { 3 } else { 1 }, "{name}: {started}");
+        if is_procd {
+            assert!(started.contains("made /run/brokertuner /place/of/its/own\n"), "{started}");
+            fs::write(&config, "states = 50").unwrap();
+            let started = text(&sh(&["-c", STUBS], &script));
+            assert!(
+                started.contains("edge check-config") && !started.contains("made"),
+                "{started}"
+            );
+        }
+        for line in started.lines().filter(|line| !line.starts_with("made ")) {
+            assert_is_understood(line, config.to_str().unwrap());
+        }
     }
+}
+
+fn sh(arguments: &[&str], script: &Path) -> std::process::Output {
+    Command::new("sh").args(arguments).arg(script).output().unwrap()
 }
 
 /// What the service managers offer to their scripts, as far as it takes to hear what they start.
@@ -76,7 +98,8 @@ const STUBS: &str = r#"
 procd_open_instance() { :; }
 procd_close_instance() { :; }
 procd_set_param() { [ "$1" != command ] || { shift; echo "$@"; }; }
-mkdir() { :; }
+mkdir() { echo "made $2 $3"; }
+logger() { echo "$3"; }
 chown() { :; }
 chmod() { :; }
 . "$0"
@@ -84,11 +107,10 @@ if [ -n "$command" ]; then echo "$command $command_args"; else start_service; fi
 "#;
 
 /// The program takes these arguments: it gets as far as to miss its configuration.
-fn assert_is_understood(line: &str) {
-    const CONFIG: &str = "/etc/brokertuner/edge.toml";
-    let line = line.replace(CONFIG, "/nonexistent/edge.toml");
+fn assert_is_understood(line: &str, config: &str) {
+    let line = line.replace(config, "/nonexistent/edge.toml");
     let words: Vec<&str> = line.split_whitespace().collect();
-    assert_eq!(words[0], "/usr/bin/edge", "{line}");
+    assert!(["/usr/bin/edge", env!("CARGO_BIN_EXE_edge")].contains(&words[0]), "{line}");
     let output = edge(&words[1..]).output().unwrap();
     let said = text(&output);
     assert!(said.contains("/nonexistent/edge.toml: no such file"), "{line}: {said}");
@@ -101,6 +123,6 @@ fn the_units_start_what_there_is() {
         let started: Vec<_> =
             text.lines().filter_map(|line| line.strip_prefix("ExecStart=")).collect();
         assert_eq!(started.len(), 1, "{}", unit.display());
-        assert_is_understood(started[0]);
+        assert_is_understood(started[0], CONFIG);
     }
 }
