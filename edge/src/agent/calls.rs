@@ -6,7 +6,9 @@ use crate::knobs_request::{KnobsAnswer, KnobsRequest};
 use crate::orders::{Answer, Order};
 
 /// Requests that may wait; one more is refused.
-const CALLS_MAX: usize = 4;
+const CALLS_MAX: usize = 8;
+/// Of these, places that no settings over HTTP may take: an operator's order always finds one.
+const KEPT_FOR_ORDERS: usize = 4;
 
 /// What is asked, and where the answer goes.
 #[derive(Debug)]
@@ -41,6 +43,9 @@ impl Call {
 
     /// Asks for options to be set; `None` as for [`Call::order`].
     pub async fn knobs(&self, request: KnobsRequest) -> Option<KnobsAnswer> {
+        if self.0.capacity() <= KEPT_FOR_ORDERS {
+            return None;
+        }
         let (reply, answer) = oneshot::channel();
         self.0.try_send(Request::Knobs(Box::new(request), reply)).ok()?;
         answer.await.ok()

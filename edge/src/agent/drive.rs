@@ -82,6 +82,8 @@ impl<S: Future, F: FnMut(&Agent, &Tick) -> ControlFlow<()>> World for Gateway<'_
                     // An asker that has gone does not need to know.
                     let _ = reply.send(self.agent.obey(&order));
                 }
+                // Whoever gave up believes that nothing was set.
+                Request::Knobs(_, reply) if reply.is_closed() => {}
                 Request::Knobs(request, reply) => {
                     let _ = reply.send(self.agent.set_knobs(*request));
                 }

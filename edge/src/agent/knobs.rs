@@ -23,8 +23,14 @@ impl Agent {
         let (asked, skipped) = split(&request, envelope.opted_in);
         let (written, effective) = (*self.controller.written(), *self.controller.effective());
         let target = written.with_stated(&asked);
+        // What waits for its restart counts: the two would be in force together.
+        let waiting = self.controller.requested().copied().unwrap_or_default();
         let mut refused = request.refused;
-        refused.extend(violations(&envelope, &asked, &target));
+        refused.extend(violations(
+            &envelope,
+            &asked,
+            &written.with_stated(&waiting.with_stated(&asked)),
+        ));
         if !refused.is_empty() {
             return KnobsAnswer::Refused(refused);
         }
@@ -43,6 +49,7 @@ impl Agent {
         let target = envelope.confine(target).with_that_of(Knob::Persistence, &effective);
         if target == written {
             self.pin(&asked, &target);
+            self.take_back(&asked);
             return KnobsAnswer::Applied(skipped);
         }
         let plan = Plan {
@@ -58,6 +65,7 @@ impl Agent {
         match self.carry_out(plan, &decision, self.health()) {
             Verdict::Changed(..) => {
                 self.pin(&asked, &target);
+                self.take_back(&asked);
                 KnobsAnswer::Applied(skipped)
             }
             Verdict::Failed(_, error) => KnobsAnswer::Failed(error.to_string()),
@@ -102,6 +110,33 @@ impl Agent {
             return None;
         }
         ready::look(self.applier.broker(), None).err().and_then(|missing| away(missing.to_string()))
+    }
+
+    /// Takes options that were set now out of what waits for a restart: the later word holds.
+    fn take_back(&mut self, set: &Settings) {
+        let Some(scheduled) = self.applier.state().scheduled else { return };
+        let mut left = Settings::UNWRITTEN;
+        for knob in scheduled.settings.written().iter() {
+            if set.get(knob) == Setting::Unwritten {
+                left = left.with_that_of(knob, &scheduled.settings);
+            }
+        }
+        if left == scheduled.settings {
+            return;
+        }
+        let waiting = Scheduled { settings: left, ..scheduled };
+        let waiting = (left != Settings::UNWRITTEN).then_some(waiting);
+        if let Err(error) = self.applier.remember(|state| state.scheduled = waiting) {
+            tracing::warn!(%error, "The state could not be stored.");
+        }
+        self.controller.drop_request();
+        if waiting.is_some() {
+            self.controller.request(left);
+            return;
+        }
+        let why = "what was set later holds";
+        tracing::info!(scheduled.id, why, "Asked for over HTTP.");
+        self.note(&Entry::new(scheduled.id, Event::Dropped, why));
     }
 
     fn schedule(&mut self, asked: Settings, skipped: KnobSet) -> KnobsAnswer {

@@ -225,6 +225,36 @@ fn what_is_set_meanwhile_is_another_decision() {
     drop(agent);
 }
 
+/// The later word holds, and two that would be in force together are judged together.
+#[test]
+fn what_waits_and_what_is_set_now_are_one() {
+    let http = Http(free_address());
+    let site = site(&mosquittos()[0], &http.0.to_string(), "");
+    let quiet = "[decide]\nquiet_hours = [\"00:00-12:00\", \"12:00-00:00\"]\n";
+    let text = fs::read_to_string(&site.config).unwrap();
+    fs::write(&site.config, text.replace("[decide]\n", quiet)).unwrap();
+    let agent = site.agent();
+    http.up();
+    site.until_tuned();
+    let (status, body) = http.post("/apply_knobs", &json!({"set_tcp_nodelay": true}));
+    assert_eq!(status, 202, "{body}");
+    let taken_back = body["id"].to_string();
+    let set = http.post("/apply_knobs", &json!({"set_tcp_nodelay": false}));
+    assert_eq!(set, (200, json!({"status": "ok"})));
+    site.until("it to wait no longer", |report| report.scheduled.is_none());
+    let (_, out, _) = on(&site.config, &["explain", &taken_back]);
+    assert!(out.contains("what was set later holds"), "{out}");
+
+    let asked = json!({"max_inflight_messages": 400, "max_queued_messages": 1000});
+    let (status, body) = http.post("/apply_knobs", &asked);
+    assert_eq!(status, 202, "{body}");
+    // 300 is enough for the window in force, and not for the one that waits.
+    let (status, body) = http.post("/apply_knobs", &json!({"max_queued_messages": 300}));
+    assert_eq!(status, 422, "{body}");
+    assert!(body["refused"]["max_queued_messages"].as_str().unwrap().contains("below 2 times"));
+    drop(agent);
+}
+
 /// With the options opted in and a memory limit, the same body is accepted.
 #[test]
 fn all_eleven_options_are_accepted_where_the_operator_says_so() {
