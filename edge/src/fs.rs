@@ -5,7 +5,7 @@
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -71,6 +71,29 @@ pub trait Files: Send {
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
 }
 
+/// Opens one of the agent's own records to be read and added to, and makes it where it is missing.
+/// Follows no link, which could lead root's pen elsewhere.
+///
+/// # Errors
+/// Any I/O error.
+pub fn open_own(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).append(true).create(true).mode(MODE_STATE);
+    let file = options.custom_flags(nix::libc::O_NOFOLLOW).open(path)?;
+    hand_over(&file, path);
+    Ok(file)
+}
+
+/// What root writes among the records of an agent without rights is the agent's: it could not read it
+/// else. A root that may not do that, as in a container, leaves it as it is.
+fn hand_over(file: &File, path: &Path) {
+    if nix::unistd::geteuid().is_root()
+        && let Ok(dir) = fs::metadata(dir_of(path))
+    {
+        let _ = std::os::unix::fs::fchown(file, Some(dir.uid()), Some(dir.gid()));
+    }
+}
+
 /// What of a file is hashed at a time.
 const CHUNK_BYTES: usize = 1024;
 
@@ -112,6 +135,9 @@ impl Files for RealFiles {
         self.remove(path)?;
         let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
         file.set_permissions(Permissions::from_mode(mode))?;
+        if mode == MODE_STATE {
+            hand_over(&file, path);
+        }
         file.write_all(bytes)?;
         file.sync_all()
     }
@@ -270,6 +296,26 @@ mod tests {
         assert_eq!(fs::read(&other).unwrap(), b"precious");
         assert_eq!(fs::metadata(&other).unwrap().permissions().mode() & 0o777, 0o600);
         assert!(fs::symlink_metadata(&path).unwrap().is_file());
+    }
+
+    #[test]
+    fn root_leaves_records_to_the_agent_and_follows_no_link_of_its() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::chown(dir.path(), Some(65534), Some(65534)).unwrap();
+        let path = |name: &str| dir.path().join(name);
+        open_own(&path("lock")).unwrap();
+        replace(&RealFiles, &path("edge.state"), Some(b"one\n"), MODE_STATE).unwrap();
+        for name in ["lock", "edge.state"] {
+            let found = fs::metadata(path(name)).unwrap();
+            assert_eq!((found.uid(), found.gid()), (65534, 65534), "{name}");
+        }
+        fs::write(path("other"), "precious").unwrap();
+        std::os::unix::fs::symlink(path("other"), path("journal.jsonl")).unwrap();
+        assert!(open_own(&path("journal.jsonl")).is_err());
+        assert_eq!(fs::read(path("other")).unwrap(), b"precious");
     }
 
     #[test]

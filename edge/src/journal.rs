@@ -6,15 +6,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use brokertuner_core::controller::Health;
 use serde::{Deserialize, Serialize};
 
-use crate::fs::{self as seam, FileError, Files, MODE_STATE, RealFiles};
+use crate::fs::{self as seam, FileError, Files, RealFiles};
 use crate::state::How;
 
 /// Largest size of each of the two files: some hundred changes.
@@ -273,9 +272,7 @@ impl Journal {
     }
 
     fn write(&self, line: &[u8], is_synced: bool) -> io::Result<()> {
-        let mut options = OpenOptions::new();
-        options.read(true).append(true).create(true).mode(MODE_STATE);
-        let mut file = options.open(&self.path)?;
+        let mut file = seam::open_own(&self.path)?;
         if !ends_a_line(&mut file)? {
             // A power cut took the rest of the last one.
             file.write_all(b"\n")?;
@@ -392,7 +389,12 @@ mod tests {
         journal.append(&entry(1)).unwrap();
         journal.append(&entry(2)).unwrap();
         let length = fs::metadata(journal.path()).unwrap().len();
-        OpenOptions::new().write(true).open(journal.path()).unwrap().set_len(length - 40).unwrap();
+        fs::OpenOptions::new()
+            .write(true)
+            .open(journal.path())
+            .unwrap()
+            .set_len(length - 40)
+            .unwrap();
         journal.append(&entry(3)).unwrap();
         let ids: Vec<u64> = journal.read().unwrap().iter().map(|entry| entry.id).collect();
         assert_eq!(ids, [1, 3]);

@@ -73,7 +73,7 @@ impl Lock {
     pub fn take(dir: &Path) -> Result<Self, StartError> {
         std::fs::create_dir_all(dir).map_err(fs::at("make", dir))?;
         let path = dir.join("lock");
-        let file = File::create(&path).map_err(fs::at("create", &path))?;
+        let file = fs::open_own(&path).map_err(fs::at("create", &path))?;
         match file.try_lock() {
             Ok(()) => Ok(Self { _file: file }),
             Err(TryLockError::WouldBlock) => Err(StartError::Busy { path: dir.into() }),
