@@ -31,6 +31,8 @@ pub const DROP_IN_VARIABLE: &str = "MOSQUITTO_TUNER_CONFIG";
 const CREDENTIALS_VARIABLE: &str = "CREDENTIALS_DIRECTORY";
 /// What a path begins with that is the name of a credential.
 const CREDENTIAL_PREFIX: &str = "credential:";
+/// Where systemd keeps the credentials of the agent while it runs: for orders and `doctor` beside it.
+const CREDENTIALS_OF_SERVICE: &str = "/run/credentials/brokertuner.service";
 /// Where the drop-in lies on Debian.
 pub const DROP_IN_DEFAULT: &str = "/etc/mosquitto/conf.d/zz-brokertuner.conf";
 const ANSWER_TIMEOUT: StdDuration = StdDuration::from_secs(2);
@@ -53,7 +55,9 @@ impl Environment {
         Self {
             pid: std::env::var(PID_VARIABLE).ok().filter(|text| !text.is_empty()),
             drop_in: std::env::var_os(DROP_IN_VARIABLE).filter(|text| !text.is_empty()),
-            credentials: std::env::var_os(CREDENTIALS_VARIABLE).map(PathBuf::from),
+            credentials: std::env::var_os(CREDENTIALS_VARIABLE)
+                .map(PathBuf::from)
+                .or_else(|| Some(PathBuf::from(CREDENTIALS_OF_SERVICE)).filter(|dir| dir.exists())),
         }
     }
 
@@ -95,7 +99,7 @@ pub enum SiteError {
     },
     /// A credential where systemd passed none.
     #[error(
-        "{key}: credential:{name}: this process has no credentials ($CREDENTIALS_DIRECTORY); start it by systemd with LoadCredential={name}:FILE, or name a file"
+        "{key}: credential:{name}: this process has no credentials ($CREDENTIALS_DIRECTORY), nor runs brokertuner.service, whose it could take; start it by systemd with LoadCredential={name}:FILE (for one command: systemd-run -P -p LoadCredential={name}:FILE edge ...), or name a file"
     )]
     NoCredentials {
         /// The option.

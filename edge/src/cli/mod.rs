@@ -112,7 +112,7 @@ enum Verb {
     },
     /// Examines this machine: files and rights, the broker and its version, $SYS, process, limits.
     ///
-    /// Changes nothing. Each line that is not good has its remedy. Exit status 1 where something
+    /// Changes nothing. What is wrong has its remedy beside it. Exit status 1 where something
     /// is wrong.
     Doctor,
     /// Does what needs rights for an agent without them: a few fixed requests over a socket.

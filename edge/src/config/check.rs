@@ -162,6 +162,10 @@ fn check_methods(config: &Config, reader: &mut Reader<'_>) {
         let what = "the helper's sandbox hides who listens on broker.port; set pid.pid_file or pid.unit, and pid.source to \"auto\", \"file\" or \"systemd\"";
         reader.wrong("pid.source", what.into());
     }
+    if config.helper.r#use && pid.source == PidSource::Env {
+        let what = "the helper does not know the agent's environment; use \"auto\", \"file\", \"systemd\" or \"config\"";
+        reader.wrong("pid.source", what.into());
+    }
     if pid.pid < 0 {
         reader.wrong("pid.pid", "is negative; use 0 for none".into());
     }

@@ -3,12 +3,14 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use nix::unistd::{AccessFlags, access};
+use nix::errno::Errno;
+use nix::sys::signal::kill;
+use nix::unistd::{AccessFlags, Pid, access};
 
 use super::Check;
 use crate::agent::Lock;
 use crate::config::Config;
-use crate::control::{Flaw, Method};
+use crate::control::{Broker as _, Flaw, Method};
 use crate::fs::{RealFiles, dir_of};
 use crate::model::ModelSource;
 use crate::orders::Restraint;
@@ -75,7 +77,6 @@ pub(super) fn own_files(config: &Config, environment: &Environment, checks: &mut
     }
 }
 
-/// The include directory: rights, order, and who else has a say.
 /// Files of secrets that everyone on this machine may read.
 pub(super) fn secrets(config: &Config, environment: &Environment, checks: &mut Vec<Check>) {
     let broker = &config.broker;
@@ -93,6 +94,7 @@ pub(super) fn secrets(config: &Config, environment: &Environment, checks: &mut V
     }
 }
 
+/// The include directory: rights, order, and who else has a say.
 pub(super) fn broker_files(site: &Site, checks: &mut Vec<Check>) {
     let drop_in = &site.paths.drop_in;
     let dir = dir_of(drop_in);
@@ -182,9 +184,32 @@ pub(super) fn ways(config: &Config, site: &Site, checks: &mut Vec<Check>) {
             },
         });
     }
+    if let Some(check) = signals(site) {
+        checks.push(check);
+    }
     if config.decide.restarts_per_hour_max == 0 || config.decide.restarts_per_day_max == 0 {
         let found = "the restart budget is 0: options that need a restart are never changed";
         checks.push(Check::note("budget", found, ""));
+    }
+}
+
+/// Without a helper this user signals the broker: SIGHUP for a reload, SIGUSR1 to have it save before
+/// a restart.
+fn signals(site: &Site) -> Option<Check> {
+    if site.broker.finder.helper.is_some() {
+        return None;
+    }
+    // Where it is not known, another line says so.
+    let pid = site.broker.process().ok()?.pid;
+    let remedy = "run edge as root or as the broker's user, or beside the helper";
+    match kill(Pid::from_raw(pid), None) {
+        Err(Errno::EPERM) => {
+            let found = format!(
+                "this user may not signal the broker (process {pid}): no reload by SIGHUP, and no restart while persistence is on"
+            );
+            Some(Check::wrong("signals", found, remedy))
+        }
+        _ => Some(Check::good("signals", format!("process {pid} may be signalled"))),
     }
 }
 

@@ -51,6 +51,7 @@ fn a_sound_machine_has_nothing_wrong() {
             "elsewhere",
             "reload",
             "restart",
+            "signals",
             "broker",
             "pid",
             "sys",
@@ -175,7 +176,7 @@ fn rights_are_those_of_the_user_who_asks() {
         .expect("sudo apt-get install -y util-linux");
     let out = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(1), "{out}");
-    for part in ["WRONG state_dir", "WRONG include_dir", "-o 65534"] {
+    for part in ["WRONG state_dir", "WRONG include_dir", "WRONG signals", "-o 65534"] {
         assert!(out.contains(part), "{part}: {out}");
     }
 }
