@@ -84,6 +84,8 @@ pub enum Outcome {
     Done,
     /// Failed, and the file and the broker are as before.
     Restored,
+    /// As [`Outcome::Restored`], and the broker was not asked: no restart is spent.
+    NotBegun,
     /// Of a roll-back that failed: the file has its settings, and the broker did not take them over.
     Dormant,
 }
@@ -274,7 +276,9 @@ impl Controller {
             Decision::RollBack { settings, apply, .. } => (settings, apply, true),
         };
         if apply == Apply::Restart {
-            self.note_restart(now + DAY);
+            if outcome != Outcome::NotBegun {
+                self.note_restart(now + DAY);
+            }
             // Part of it, or not worth a second try: a person learns how it ended.
             self.requested = None;
         }
@@ -463,8 +467,9 @@ impl Controller {
     /// The file with the reloadable options as wanted, where one of them matters.
     fn reload_part(&self, inputs: &Inputs) -> Option<Settings> {
         let moved = self.moved(&self.written, inputs, Apply::Reload);
-        let (given_up, unstated) = (self.given_up(inputs), self.unstated());
-        if moved.is_empty() && given_up.is_empty() && unstated.is_empty() {
+        let (given_up, unstated) = (self.given_up(inputs), self.unstated(inputs));
+        let disowned = self.disowned(inputs);
+        if [moved, given_up, unstated, disowned].into_iter().all(KnobSet::is_empty) {
             return None;
         }
         let mut settings = self.written.with_those_of(&inputs.wanted, Apply::Reload);
@@ -476,6 +481,9 @@ impl Controller {
             // A value that the table cannot express is left to the main file's own line.
             let site = knob.spec().value(inputs.envelope.site.get(knob));
             settings = settings.with(knob, site.map_or(Setting::Unwritten, Setting::Value));
+        }
+        for knob in disowned.iter() {
+            settings = settings.with(knob, Setting::Unwritten);
         }
         (settings != self.written).then_some(settings)
     }
@@ -497,9 +505,10 @@ impl Controller {
     /// Restart-only options that are in force as they are wanted, though the file says otherwise: it
     /// only has to say so, or the next restart would undo them. Persistence is left out, because a
     /// reload would take it over.
-    fn unstated(&self) -> KnobSet {
+    fn unstated(&self, inputs: &Inputs) -> KnobSet {
         self.dormant()
             .iter()
+            .filter(|&knob| inputs.envelope.opted_in.contains(knob))
             .filter(|&knob| knob.spec().apply == Apply::Restart && knob != Knob::Persistence)
             .filter(|&knob| self.trends[knob as usize].side == 0)
             .filter(|&knob| self.effective.get(knob) != Setting::Unwritten)
@@ -512,11 +521,27 @@ impl Controller {
         Knob::ALL
             .into_iter()
             .filter(|knob| knob.spec().apply == Apply::Reload)
+            .filter(|&knob| inputs.envelope.opted_in.contains(knob))
             .filter(|&knob| inputs.wanted.get(knob) == Setting::Unwritten)
             .filter(|&knob| {
                 let ours = self.written.get(knob).value();
                 ours.is_some_and(|value| value != inputs.envelope.site.get(knob))
             })
+            .fold(KnobSet::EMPTY, KnobSet::with)
+    }
+
+    /// Options of ours that are no longer ours to set: locked since, or set by the administrator in
+    /// another file. Our line would be read after theirs for ever, so it goes. What only a restart takes
+    /// over stays in force until one is made, by whomever.
+    ///
+    /// Persistence is left out: without its line a reload would take the site's value over, with the
+    /// wrong database.
+    fn disowned(&self, inputs: &Inputs) -> KnobSet {
+        self.written
+            .written()
+            .iter()
+            .filter(|&knob| knob != Knob::Persistence)
+            .filter(|&knob| !inputs.envelope.opted_in.contains(knob))
             .fold(KnobSet::EMPTY, KnobSet::with)
     }
 

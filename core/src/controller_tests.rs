@@ -187,11 +187,12 @@ fn a_reload_does_not_keep_a_restart_waiting() {
 fn a_reloadable_option_given_up_is_set_back_once() {
     let written = with(&[(Knob::MemoryLimit, 64 << 20)]);
     let mut controller = Controller::new(Rules::default(), written);
-    let (second, decision) =
-        until_done(&mut controller, 0, &wants(Settings::UNWRITTEN), Outcome::Done).unwrap();
+    let mut inputs = wants(Settings::UNWRITTEN);
+    inputs.envelope.opted_in = inputs.envelope.opted_in.with(Knob::MemoryLimit);
+    let (second, decision) = until_done(&mut controller, 0, &inputs, Outcome::Done).unwrap();
     let back = with(&[(Knob::MemoryLimit, 0)]);
     assert_eq!(decision, Decision::Change { settings: back, apply: Apply::Reload });
-    let next = until_done(&mut controller, second, &wants(Settings::UNWRITTEN), Outcome::Done);
+    let next = until_done(&mut controller, second, &inputs, Outcome::Done);
     assert_eq!(next, None, "memory_limit 0 stays: deleting the line would not lift a limit");
 }
 
@@ -775,6 +776,8 @@ fn every_restart_counts_against_the_budget() {
     controller.applied(at(0), &change, Outcome::Restored, healthy());
     controller.count_restart(at(0));
     assert_eq!(controller.restarts_in_hour(at(1)), 2);
+    controller.applied(at(2), &change, Outcome::NotBegun, healthy());
+    assert_eq!((controller.restarts_in_hour(at(3)), controller.failures()), (2, 2));
 }
 
 #[path = "controller_undo_tests.rs"]

@@ -225,3 +225,29 @@ fn clients_that_came_back_may_leave() {
     let lost = Some(RollBackReason::ClientsLost);
     assert_eq!(verdict_on([0.0, 5.0, 10.0, 16.0, 16.0, 16.0]), lost);
 }
+
+/// A line of ours would be read after the administrator's for ever.
+#[test]
+fn what_is_no_longer_ours_leaves_the_file_and_does_not_come_back() {
+    let ours = with(&[
+        (Knob::InflightMessagesMax, 100),
+        (Knob::AutosaveInterval, 600),
+        (Knob::MemoryLimit, 64 << 20),
+    ]);
+    for taken in [Knob::InflightMessagesMax, Knob::AutosaveInterval, Knob::MemoryLimit] {
+        let mut controller = Controller::new(Rules::default(), ours);
+        let mut inputs = wants(ours.with(taken, Setting::Unwritten));
+        let opted_in = inputs.envelope.opted_in.with(Knob::MemoryLimit);
+        inputs.envelope.opted_in = opted_in.without(taken);
+        inputs.envelope.heap_bytes_max = Some(1 << 20);
+        let settings = ours.with(taken, Setting::Unwritten);
+        let change = Decision::Change { settings, apply: Apply::Reload };
+        assert_eq!(controller.step(at(0), &inputs), change);
+        controller.applied(at(0), &change, Outcome::Done, healthy());
+        for second in (5..3600).step_by(5) {
+            let decision = controller.step(at(second), &inputs);
+            assert!(matches!(decision, Decision::Hold(_)), "{second} s: {decision:?}");
+        }
+        assert_eq!(*controller.written(), settings);
+    }
+}

@@ -62,6 +62,27 @@ fn silence_of_a_counter_means_unchanged() {
     assert_eq!(metrics.publish_sent_per_s, None, "never published is missing, not zero");
 }
 
+/// 2.0.11 forgets a value a minute after it last changed; who subscribes then never gets it.
+#[test]
+fn a_count_of_drops_that_never_comes_has_not_changed() {
+    let (mut tree, mut meter) = (SysTree::default(), Meter::default());
+    publish(&mut tree, 0, &[(Sys::UptimeS, 500), (Sys::PublishSent, 100)]);
+    assert_eq!(meter.measure(&sample(&mut tree, 500, None)).publish_dropped_per_s, None);
+    publish(&mut tree, 2000, &[(Sys::UptimeS, 502), (Sys::PublishSent, 300)]);
+    let metrics = meter.measure(&sample(&mut tree, 2500, None));
+    assert_eq!(metrics.publish_dropped_per_s, Some(0.0));
+    // Its first value may stand for an hour of drops.
+    publish(&mut tree, 4000, &[(Sys::UptimeS, 504), (Sys::PublishDropped, 900)]);
+    assert_eq!(meter.measure(&sample(&mut tree, 4500, None)).publish_dropped_per_s, None);
+    // Nor is anything known of a broker that tells nothing of its deliveries.
+    let (mut tree, mut meter) = (SysTree::default(), Meter::default());
+    for at in [0, 2000] {
+        publish(&mut tree, at, &[(Sys::UptimeS, 500 + at / 1000)]);
+        meter.measure(&sample(&mut tree, at + 500, None));
+    }
+    assert_eq!(meter.measure(&sample(&mut tree, 3000, None)).publish_dropped_per_s, None);
+}
+
 #[test]
 fn a_half_arrived_update_is_not_used() {
     let (mut tree, mut meter) = (SysTree::default(), Meter::default());
