@@ -9,6 +9,7 @@ use brokertuner_core::{Envelope, Knob, Settings};
 use serde::{Deserialize, Serialize};
 
 use crate::apply::{Applied, Applier, ApplyError};
+use crate::fs::FileError;
 use crate::journal::{Entry, Event, Journal};
 use crate::plan::Plan;
 use crate::state::{How, Scheduled, Standing, State};
@@ -331,15 +332,16 @@ fn roll_back(
         return Ok(Answer::new(order, false, said).with(&plan));
     }
     // First: whatever becomes of the change, it is not made again.
-    applier.remember(|state| {
+    let standing = applier.remember(|state| {
         state.standing = Standing::Paused;
         (state.pinned, state.scheduled) = (None, None);
-    })?;
+    });
     let applied = applier.roll_back(target, plan.how, &facts.envelope.site)?;
-    applier.mark_good()?;
+    let noted = applier.mark_good().and(standing);
     let said = format!(
-        "the settings of before are back, {}; paused until `edge resume`",
-        by(&plan, &applied)
+        "the settings of before are back, {}; paused until `edge resume`{}",
+        by(&plan, &applied),
+        unless_noted(&noted)
     );
     Ok(Answer::new(order, true, said).with(&plan))
 }
@@ -350,14 +352,15 @@ fn restore(
     order: &Order,
     allow_state_loss: bool,
 ) -> Result<Answer, ApplyError> {
-    applier.remember(|state| {
+    let standing = applier.remember(|state| {
         state.standing = Standing::Off;
         (state.pinned, state.scheduled) = (None, None);
-    })?;
+    });
     applier.check_ours()?;
     applier.take_up_ours();
     let mut plan = plan_to(applier, None, "the operator's `off --restore`");
     if plan.diff().is_empty() && plan.how == How::Reload && applier.state().written.is_none() {
+        standing?;
         let said = "off; there is nothing of edge's in the broker's configuration";
         return Ok(Answer::new(order, true, said));
     }
@@ -366,7 +369,7 @@ fn restore(
         plan.how = How::Reload;
     }
     let applied = applier.roll_back(None, plan.how, &facts.envelope.site)?;
-    applier.mark_good()?;
+    let noted = applier.mark_good().and(standing);
     // A reload leaves persistence as it is, and says so in the drop-in.
     let left = applier.state().written;
     plan.to = left.unwrap_or_default();
@@ -385,7 +388,16 @@ fn restore(
             by(&plan, &applied)
         )
     };
+    let said = said + &unless_noted(&noted);
     Ok(Answer::new(order, !is_kept_back, said).with(&plan))
+}
+
+/// What is ordered is done though the disk is full: what came of it must be known.
+fn unless_noted(noted: &Result<(), FileError>) -> String {
+    let Err(error) = noted else { return String::new() };
+    format!(
+        ", but a restart of the agent forgets that: {error}; make room, then give the order again"
+    )
 }
 
 fn by(plan: &Plan, applied: &Applied) -> String {

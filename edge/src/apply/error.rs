@@ -26,7 +26,7 @@ pub enum Restored {
     /// Of a roll-back: the drop-in has the last good settings, and the broker runs with those that
     /// were to be undone.
     Dormant,
-    /// Of a roll-back: the broker does not start with the last good settings either, but without any.
+    /// Of a roll-back: the broker can't be given the last good settings either, and runs without any.
     Bare,
 }
 
@@ -40,7 +40,7 @@ impl fmt::Display for Restored {
                 "; the last good settings stand in the drop-in, and hold when the broker next starts",
             ),
             Self::Bare => f.write_str(
-                "; the broker does not start with the last good settings either, and runs with the site's own",
+                "; the last good settings could not be put in force either, and the broker runs with the site's own",
             ),
             Self::No(reason) => write!(
                 f,

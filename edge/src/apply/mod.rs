@@ -174,6 +174,8 @@ impl Applier {
         if self.state == before && !self.is_unstored {
             return Ok(());
         }
+        // Where it fails, whatever is stored next stores this as well.
+        self.is_unstored = true;
         self.store.save(&*self.files, &self.state)?;
         self.is_unstored = false;
         Ok(())
@@ -197,6 +199,14 @@ impl Applier {
         self.is_unstored = true;
         self.state.last_decision += 1;
         self.state.last_decision
+    }
+
+    /// No decision gets a number up to `highest` again. Stored as [`Applier::number_decision`].
+    pub fn number_after(&mut self, highest: u64) {
+        if self.state.last_decision < highest {
+            self.is_unstored = true;
+            self.state.last_decision = highest;
+        }
     }
 
     /// How the broker does before a change; stored as [`Applier::number_decision`].
@@ -316,8 +326,13 @@ impl Applier {
         let interim_back = compare::interim(interim.or(to), from, site);
         let intent = Intent { from, to, interim, interim_back, how, before, back: false };
         let rolls_back = is_roll_back && self.is_doubtful(&intent);
-        self.remember(|state| (state.intent, state.rolls_back) = (Some(intent), rolls_back))
-            .map_err(|error| self.not_begun(error))?;
+        match self.remember(|state| (state.intent, state.rolls_back) = (Some(intent), rolls_back)) {
+            // The broker's own files may lie on another disk, with room: what made things worse is undone.
+            Err(error) if is_roll_back => {
+                tracing::warn!(%error, "The change is undone, though the memory can't be stored.");
+            }
+            noted => noted.map_err(|error| self.not_begun(error))?,
+        }
         let ready = match self.advance(&intent) {
             Ok(ready) => {
                 self.finish(&intent, ready);

@@ -10,6 +10,7 @@ use brokertuner_core::{Knob, Settings};
 use super::compare::read_back;
 use super::recover::Found;
 use super::{Applied, Applier, ApplyError, Failure, Recovery, Restored};
+use crate::fs::FileError;
 use crate::ready::{self, Missing, Ready};
 use crate::state::{How, Intent};
 
@@ -74,8 +75,7 @@ impl Applier {
                 return Err(self.left_dormant(ApplyError::of_file(error), stated));
             }
             Failure::Write(error) if self.is_in_place(intent.from) => {
-                self.forget_intent(intent.from);
-                return Err(ApplyError::File(error));
+                return Err(self.remove_instead(intent, error));
             }
             Failure::Write(error) => {
                 return Err(ApplyError::Stuck { error, again: "it can't be read".into() });
@@ -90,6 +90,34 @@ impl Applier {
             }
             Ok(_) => Err(self.left_dormant(error, stated)),
             Err(_) => self.start_without(intent, error, stated),
+        }
+    }
+
+    /// Where the drop-in of before can't be written, as on a full disk, to remove this one still undoes it.
+    fn remove_instead(&mut self, intent: &Intent, error: FileError) -> ApplyError {
+        if self.fallback(intent).is_some() {
+            self.forget_intent(intent.from);
+            return ApplyError::File(error);
+        }
+        let removed = self.put(None);
+        if removed.is_err() && self.is_in_place(intent.from) {
+            self.forget_intent(intent.from);
+            return ApplyError::File(error);
+        }
+        // Where not even that can be seen, the next start looks.
+        if let Err(again) = removed
+            && !self.is_in_place(None)
+        {
+            return ApplyError::Stuck { error, again: again.to_string() };
+        }
+        let error = ApplyError::of_file(error);
+        let how = how_to_bare(intent);
+        match self.ask(how, intent.before) {
+            Ok(ready) => {
+                self.finish(&Intent { to: None, interim: None, how, ..*intent }, ready);
+                error.with_restored(Restored::Bare)
+            }
+            Err(_) => self.left_dormant(error, None),
         }
     }
 
@@ -172,7 +200,8 @@ impl Applier {
         }
         let before = now.map_or(intent.before, |ready| ready.process);
         let interim = intent.interim.filter(|_| !is_bare);
-        let intent = Intent { to, interim, before, ..intent };
+        let how = if is_bare { how_to_bare(&intent) } else { intent.how };
+        let intent = Intent { to, interim, how, before, ..intent };
         match self.advance(&intent) {
             Ok(ready) => self.finish(&intent, ready),
             Err(failure) => match self.fall_back(&intent, failure) {
@@ -189,4 +218,9 @@ impl Applier {
         }
         Ok(Recovery::TakenBack(self.state.written))
     }
+}
+
+/// A reload leaves `memory_limit` as it is where its line is only missing.
+fn how_to_bare(intent: &Intent) -> How {
+    if intent.moves_memory_limit() { How::Restart } else { intent.how }
 }

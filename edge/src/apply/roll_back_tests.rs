@@ -75,6 +75,34 @@ fn what_is_undone_stays_out_of_the_file_where_the_broker_does_not_follow() {
     }
 }
 
+/// The agent's records and the broker's files may lie on two disks, and either may be full.
+#[test]
+fn a_full_disk_keeps_nothing_bad_in_force() {
+    let saving = settings(&[(Knob::InflightMessagesMax, 1000), (Knob::AutosaveInterval, 60)]);
+    for (bad, how) in [(wide(), How::Restart), (saving, How::Reload)] {
+        for (full, left) in [("/var/lib/brokertuner", Some(good())), ("/etc/mosquitto", None)] {
+            let shared = doubtful(bad, how);
+            let mut applier = shared.applier();
+            shared.world().full = Some(full);
+            let ended = applier.roll_back(Some(good()), how, &SiteValues::default());
+            match ended {
+                Ok(_) => assert_eq!(left, Some(good())),
+                Err(error) => assert_eq!((left, error.restored()), (None, Some(&Restored::Bare))),
+            }
+            assert_eq!(shared.drop_in(), left, "{full} {how}");
+            let effective = shared.world().effective;
+            let in_force = effective.effective(Knob::AutosaveInterval, &SiteValues::default());
+            assert_eq!(in_force, 1800, "{full} {how}");
+            assert!(!alike(effective, wide()), "{full} {how}");
+            // As soon as there is room, all of it is noted.
+            shared.world().full = None;
+            applier.remember(|_| {}).unwrap();
+            assert_eq!(shared.applier().state().written, left, "{full} {how}");
+            assert_sound(&shared, full);
+        }
+    }
+}
+
 #[test]
 fn where_the_last_good_settings_do_not_start_either_it_starts_with_none() {
     let shared = doubtful(wide(), How::Restart);
@@ -162,6 +190,9 @@ fn with_operations_failing_at_random_a_roll_back_is_sound() {
             if outcome.is_ok() {
                 assert_ne!(found, Some(bad(how)), "{context}");
             }
+            // What could not be stored, the agent stores with whatever it stores next.
+            shared.world().fails_one_in = None;
+            applier.remember(|_| {}).unwrap();
             if fault == Fault::RefusesWindows {
                 // Where the file could not be replaced, nothing but that helps.
                 shared.world().fault = Fault::None;

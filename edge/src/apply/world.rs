@@ -55,6 +55,8 @@ pub(super) struct World {
     /// One in this many operations fails, by a generator from `seed`.
     pub(super) fails_one_in: Option<u64>,
     pub(super) seed: u64,
+    /// A directory with no room left.
+    pub(super) full: Option<&'static str>,
     pub(super) pid: i32,
     pub(super) running: bool,
     pub(super) disabled: bool,
@@ -163,6 +165,7 @@ impl Shared {
             dies_at: None,
             fails_one_in: None,
             seed: 0,
+            full: None,
             pid: 100,
             running: true,
             disabled: false,
@@ -209,7 +212,9 @@ impl Files for Shared {
 
     fn write_synced(&self, path: &Path, bytes: &[u8], _mode: u32) -> io::Result<()> {
         let was_dead = self.world().dies_at.is_some_and(|at| self.world_operations() > at);
+        let is_full = self.world().full.is_some_and(|dir| path.starts_with(dir));
         let outcome = self.world().operation();
+        let outcome = if is_full { Err(ErrorKind::StorageFull.into()) } else { outcome };
         if !was_dead {
             // A failure or death in the middle leaves a part.
             let kept = if outcome.is_ok() { bytes } else { &bytes[..bytes.len() / 2] };
