@@ -1,6 +1,6 @@
 //! The commands that undo a change by hand, where edge is not to be asked.
 
-use brokertuner_core::{Settings, render};
+use brokertuner_core::{Knob, Settings, render};
 
 use crate::apply::interim;
 use crate::control::Method;
@@ -8,9 +8,10 @@ use crate::plan::Plan;
 use crate::site::Site;
 use crate::state::How;
 
-/// Shell commands, in their order. `pid`: the broker's, for a reload by signal.
+/// Shell commands, in their order. They may be read days later: none names a process that may have
+/// ended since.
 #[must_use]
-pub fn commands(site: &Site, plan: &Plan, pid: Option<i32>) -> Vec<String> {
+pub fn commands(site: &Site, plan: &Plan) -> Vec<String> {
     let drop_in = quoted(&site.paths.drop_in.display().to_string());
     let back = (plan.from != Settings::UNWRITTEN).then_some(plan.from);
     // A reload leaves `memory_limit` as it is where its line is only removed.
@@ -27,14 +28,30 @@ pub fn commands(site: &Site, plan: &Plan, pid: Option<i32>) -> Vec<String> {
         }
     };
     let take_over = match (plan.how, &site.broker.reload, &site.broker.restart) {
-        (How::Reload, Method::Signal, _) => pid.map_or_else(
-            || "sudo kill -HUP $(pidof mosquitto)".into(),
-            |pid| format!("sudo kill -HUP {pid}"),
-        ),
+        (How::Reload, Method::Signal, _) => signal(site),
         (How::Reload, method, _) => by(method, How::Reload),
         (How::Restart, _, method) => by(method, How::Restart),
     };
-    vec!["edge rollback".into(), "or by hand: edge pause".into(), write, take_over]
+    let mut commands = vec!["edge rollback".into(), "or by hand: edge pause".into(), write];
+    let is_on =
+        |settings: &Settings| settings.effective(Knob::Persistence, &site.envelope.site) != 0;
+    if let Some(database) = site.paths.database.as_ref()
+        && is_on(&plan.from)
+        && !is_on(&plan.to)
+    {
+        // It is as old as the change: the broker would bring back what was delivered since.
+        let database = quoted(&database.display().to_string());
+        commands.push(format!("sudo mv {database} {database}.old"));
+    }
+    commands.push(take_over);
+    commands
+}
+
+fn signal(site: &Site) -> String {
+    match &site.broker.finder.pid_file {
+        Some(path) => format!("sudo kill -HUP $(cat {})", quoted(&path.display().to_string())),
+        None => "sudo kill -HUP $(pidof mosquitto)".into(),
+    }
 }
 
 fn by(method: &Method, how: How) -> String {
@@ -62,7 +79,6 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::site::Environment;
-    use brokertuner_core::Knob;
     use std::process::Command;
 
     fn plan(from: &[(Knob, u64)], to: &[(Knob, u64)], how: How) -> Plan {
@@ -93,7 +109,7 @@ mod tests {
         let site = site("/etc/mosquitto/conf.d/zz-brokertuner.conf");
         let plan = plan(&[], &[(Knob::InflightMessagesMax, 1000)], How::Restart);
         assert_eq!(
-            commands(&site, &plan, None),
+            commands(&site, &plan),
             [
                 "edge rollback",
                 "or by hand: edge pause",
@@ -111,11 +127,22 @@ mod tests {
         let site = site(file.to_str().unwrap());
         let from = [(Knob::QueuedMessagesMax, 300)];
         let plan = plan(&from, &[(Knob::MemoryLimit, 1 << 28)], How::Reload);
-        let command = commands(&site, &plan, None)[2].replace("sudo ", "");
+        let command = commands(&site, &plan)[2].replace("sudo ", "");
         assert!(Command::new("/bin/sh").args(["-c", &command]).output().unwrap().status.success());
         let written = std::fs::read_to_string(&file).unwrap();
         let header = render::HEADER;
         assert_eq!(written, format!("{header}\nmax_queued_messages 300\nmemory_limit 0\n"));
+    }
+
+    /// As the agent itself does where it switches persistence on.
+    #[test]
+    fn a_database_that_is_stale_is_not_read_again() {
+        let mut site = site("/x/zz-brokertuner.conf");
+        site.paths.database = Some("/var/lib/mosquitto/mosquitto.db".into());
+        let on = [(Knob::Persistence, 1)];
+        let aside = "sudo mv /var/lib/mosquitto/mosquitto.db /var/lib/mosquitto/mosquitto.db.old";
+        assert_eq!(commands(&site, &plan(&on, &[], How::Restart))[3], aside);
+        assert!(!commands(&site, &plan(&[], &on, How::Restart)).contains(&aside.to_owned()));
     }
 
     #[test]
@@ -123,8 +150,11 @@ mod tests {
         let mut site = site("/x/zz-brokertuner.conf");
         let plan = plan(&[], &[(Knob::AutosaveInterval, 300)], How::Reload);
         site.broker.reload = Method::Signal;
-        assert_eq!(commands(&site, &plan, Some(7))[3], "sudo kill -HUP 7");
+        site.broker.finder.pid_file = Some("/run/mosquitto.pid".into());
+        assert_eq!(commands(&site, &plan)[3], "sudo kill -HUP $(cat /run/mosquitto.pid)");
+        site.broker.finder.pid_file = None;
+        assert_eq!(commands(&site, &plan)[3], "sudo kill -HUP $(pidof mosquitto)");
         site.broker.reload = Method::Command(vec!["/bin/sh".into(), "-c".into(), "a b".into()]);
-        assert_eq!(commands(&site, &plan, None)[3], "/bin/sh -c 'a b'");
+        assert_eq!(commands(&site, &plan)[3], "/bin/sh -c 'a b'");
     }
 }

@@ -216,10 +216,12 @@ pub(super) static ROWS: &[Row] = &[
             site.config.pid_file = site.path("pid");
             fs::write(&site.config.pid_file, i32::MAX.to_string()).unwrap();
             site.start_agent();
-            site.until_said("the broker's process is not known");
+            site.until_said("only $SYS is watched, and nothing is changed: no process");
+            site.let_decide();
             assert!(!site.config.drop_in.exists());
+            assert_eq!(site.log().matches("nothing is changed").count(), 1, "it is told once");
         },
-        says: &["the broker's process is not known"],
+        says: &["it should; start the broker, or correct"],
         ..ROW
     },
     Row {

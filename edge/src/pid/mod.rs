@@ -331,8 +331,9 @@ impl PidFinder {
         let process = running(pid, || said_by.clone())?;
         // The broker writes the file after it starts; a process that started later has its pid by
         // chance. Or the clock was set forward since, which moves every start: what serves the port
-        // is the broker all the same.
+        // is the broker all the same, and so is a Mosquitto where the file were older than the boot.
         if started(process)?.is_some_and(|start| start > written + PID_FILE_SLACK)
+            && !(written < booted()? && is_mosquitto(pid))
             && !listener::owner(self.address).is_ok_and(|owner| owner == process)
         {
             return Err(PidError::Reused { path: path.to_path_buf(), pid });
@@ -392,6 +393,15 @@ pub fn alive(pid: i32) -> io::Result<Option<ProcessId>> {
         Err(_) => Ok(None),
         found => found,
     }
+}
+
+/// When the machine was started, by the clock on the wall as it goes now.
+fn booted() -> Result<SystemTime, ProcError> {
+    Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(procfs::boot_time_secs()?))
+}
+
+fn is_mosquitto(pid: i32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "mosquitto")
 }
 
 /// Wall-clock start of a process; `None` where the numbers make no time.
@@ -484,6 +494,27 @@ mod tests {
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         finder.address = socket.local_addr().unwrap();
         assert_eq!(finder.find().unwrap().pid, own_pid());
+    }
+
+    /// /run is empty at a boot: a file there that seems older tells of a clock that was set since.
+    #[test]
+    fn a_file_that_seems_older_than_the_boot_is_a_mosquittos_all_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pid");
+        let long_ago = SystemTime::now() - Duration::from_secs(86_400 * 365);
+        for (name, is_believed) in [("mosquitto", true), ("sleep", false)] {
+            let program = dir.path().join(name);
+            fs::copy("/bin/sleep", &program).unwrap();
+            let mut process = Command::new(&program).arg("60").spawn().unwrap();
+            fs::write(&path, process.id().to_string()).unwrap();
+            fs::File::options().write(true).open(&path).unwrap().set_modified(long_ago).unwrap();
+            let found = PidFinder::pid_file(&path, anywhere()).find();
+            process.kill().unwrap();
+            process.wait().unwrap();
+            // Nor does this one listen, where that can be seen.
+            let is_reused = matches!(found, Err(PidError::Reused { .. }));
+            assert_eq!(is_reused, !is_believed, "{name}: {found:?}");
+        }
     }
 
     /// It would be sent the broker's signals, and most programs end at the first.

@@ -199,7 +199,10 @@ impl Sampler {
             None => self.finder.find(),
         };
         self.process = found.as_ref().ok().copied();
-        self.hidden = found.as_ref().err().filter(|e| e.is_hidden()).map(ToString::to_string);
+        // One that is gone while its broker is heard is not the broker's, whatever names it.
+        let is_heard = self.link() == Link::Up;
+        let unknown = found.as_ref().err().filter(|error| is_heard || error.is_hidden());
+        self.hidden = unknown.map(ToString::to_string);
         found
     }
 
