@@ -125,9 +125,9 @@ pub struct Entry {
     /// How it did after, over the second half of the verify window.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<Health>,
-    /// The decision that this one undoes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub undoes: Option<u64>,
+    /// The decisions that this one undoes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub undoes: Vec<u64>,
     /// Commands that undo it by hand.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub undo: Vec<String>,
@@ -148,7 +148,7 @@ impl Entry {
             expected: Vec::new(),
             before: None,
             after: None,
-            undoes: None,
+            undoes: Vec::new(),
             undo: Vec::new(),
         }
     }
@@ -213,8 +213,10 @@ impl fmt::Display for Entry {
         if let Some(how) = self.how {
             write!(f, ", by a {how}")?;
         }
-        if let Some(undone) = self.undoes {
-            write!(f, ", which undoes decision {undone}")?;
+        let mut before = ", which undoes decision ";
+        for undone in &self.undoes {
+            write!(f, "{before}{undone}")?;
+            before = " and ";
         }
         writeln!(f)?;
         rows(f, "what", &self.diff)?;
@@ -293,6 +295,29 @@ impl Journal {
             entries.extend(lines.filter_map(|line| serde_json::from_slice::<Entry>(line).ok()));
         }
         Ok(entries)
+    }
+
+    /// The changes that have yet to stand their verification, the oldest first.
+    #[must_use]
+    pub fn watched(&self) -> Vec<u64> {
+        let mut watched = Vec::new();
+        for entry in self.read().unwrap_or_default() {
+            match entry.event {
+                Event::Changed => watched.push(entry.id),
+                Event::Verified => watched.retain(|&id| id != entry.id),
+                Event::RolledBack => watched.clear(),
+                // Settings that a person put back.
+                Event::Ordered if !entry.diff.is_empty() => watched.clear(),
+                _ => {}
+            }
+        }
+        watched
+    }
+
+    /// The highest number of a decision; 0 where there is none.
+    #[must_use]
+    pub fn highest(&self) -> u64 {
+        self.read().ok().and_then(|read| read.iter().map(|entry| entry.id).max()).unwrap_or(0)
     }
 
     /// The last change or attempt, with what was seen of it since; `None` where there was none.

@@ -27,20 +27,26 @@ pub struct Plan {
     pub is_unloading: bool,
 }
 
+/// One line per option that changes from `from` to `to`, as in `max_inflight_messages 20 -> 1000`.
+#[must_use]
+pub fn diff(from: &Settings, to: &Settings) -> Vec<String> {
+    let shown = |knob: Knob, setting: Setting| match (setting.value(), knob.spec().scale) {
+        (None, _) => "(no line)".to_owned(),
+        (Some(value), Scale::Switch) => (value != 0).to_string(),
+        (Some(value), Scale::Log2) => value.to_string(),
+    };
+    let line = |knob: Knob| {
+        let (from, to) = (from.get(knob), to.get(knob));
+        format!("{knob} {} -> {}", shown(knob, from), shown(knob, to))
+    };
+    from.differing(to).iter().map(line).collect()
+}
+
 impl Plan {
     /// One line per option that changes, as in `max_inflight_messages 20 -> 1000`.
     #[must_use]
     pub fn diff(&self) -> Vec<String> {
-        let shown = |knob: Knob, setting: Setting| match (setting.value(), knob.spec().scale) {
-            (None, _) => "(no line)".to_owned(),
-            (Some(value), Scale::Switch) => (value != 0).to_string(),
-            (Some(value), Scale::Log2) => value.to_string(),
-        };
-        let line = |knob: Knob| {
-            let (from, to) = (self.from.get(knob), self.to.get(knob));
-            format!("{knob} {} -> {}", shown(knob, from), shown(knob, to))
-        };
-        self.from.differing(&self.to).iter().map(line).collect()
+        diff(&self.from, &self.to)
     }
 
     /// The same in one line.

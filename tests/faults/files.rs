@@ -6,13 +6,16 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use brokertuner_core::Knob;
-use brokertuner_edge::agent::OptionReport;
+use brokertuner_edge::config::Config;
 use brokertuner_edge::fs::RealFiles;
+use brokertuner_edge::ready;
+use brokertuner_edge::site::{Environment, Site as EdgeSite};
 use brokertuner_edge::state::StateStore;
 use nix::unistd::Uid;
 
 use super::site::{Site, copy};
 use super::{Holds, ROW, Row, calls};
+use crate::support::wait_for;
 
 pub(super) static ROWS: &[Row] = &[
     Row {
@@ -59,6 +62,9 @@ pub(super) static ROWS: &[Row] = &[
             site.tune();
             fs::write(&site.config.drop_in, "max_inflight_messages 50\n").unwrap();
             site.until_said("Hands off.");
+            site.let_decide();
+            let left = fs::read_to_string(&site.config.drop_in).unwrap();
+            assert_eq!(left, "max_inflight_messages 50\n");
         },
         says: &["edited by hand since edge wrote it"],
         theirs: true,
@@ -70,6 +76,8 @@ pub(super) static ROWS: &[Row] = &[
             site.tune();
             fs::remove_file(&site.config.drop_in).unwrap();
             site.until_said("Hands off.");
+            site.let_decide();
+            assert!(!site.config.drop_in.exists(), "it is back");
         },
         says: &["removed by hand since edge wrote it"],
         ..ROW
@@ -98,22 +106,24 @@ pub(super) static ROWS: &[Row] = &[
     Row {
         name: "an option overridden while the agent runs",
         fault: |site| {
-            // It asks the broker for nothing before it has looked again.
             site.tune();
             let later = site.include_dir().join("zzz.conf");
             fs::write(later, "autosave_interval 900\n").unwrap();
-            site.stop_agent();
-            site.start_agent();
-            // Its line says what the site says.
-            let is_let_go = |option: &OptionReport| {
-                !option.tuned && option.written.is_none_or(|value| value == option.site)
-            };
+            // It looks before every change.
+            super::models::want_less(site);
             site.until("the option to be let go of", |report| {
-                is_let_go(&report.options[Knob::AutosaveInterval as usize])
+                let option = &report.options[Knob::AutosaveInterval as usize];
+                !option.tuned && option.written.is_none()
             });
             site.until("the rest to go on", |report| report.verdict.why == "the settings fit");
         },
         says: &["zzz.conf:1: `autosave_interval 900` overrides the drop-in"],
+        ..ROW
+    },
+    Row {
+        name: "the administrator sets an option that the agent had set",
+        fault: taken_over,
+        says: &["`max_inflight_messages 25` is set by the site"],
         ..ROW
     },
     Row {
@@ -170,7 +180,10 @@ pub(super) static ROWS: &[Row] = &[
             fs::create_dir_all(&site.config.state_dir).unwrap();
             fs::write(site.state("kill-switch"), "").unwrap();
             site.start_agent();
-            site.until("it to be seen", |report| report.verdict.kind == "kill_switch");
+            site.until("it to be seen", |report| {
+                report.verdict.kind == "kill_switch" && report.options[0].wanted.is_some()
+            });
+            site.let_decide();
             assert_untouched(site);
         },
         says: &["exists: nothing is changed until it is removed"],
@@ -267,6 +280,25 @@ fn assert_left_alone(site: &mut Site) {
     });
     let window = &report.options[0];
     assert_eq!((window.written, window.tuned), (None, false), "{report}");
+}
+
+/// In the main file, before the drop-in is read: the broker's next start goes by it.
+fn taken_over(site: &mut Site) {
+    site.tune();
+    let main = site.config.main_conf.clone();
+    let text = fs::read_to_string(&main).unwrap();
+    fs::write(&main, format!("max_inflight_messages 25\n{text}")).unwrap();
+    super::models::want_less(site);
+    site.until("the option to be let go of", |report| {
+        !report.options[0].tuned && report.options[0].written.is_none()
+    });
+    site.kill_broker();
+    let config = Config::load(&site.write_config()).unwrap();
+    let edge = EdgeSite::look(&config, &Environment::default()).unwrap();
+    wait_for("the administrator's window", || {
+        let ready = ready::look(&edge.broker, None).ok()?;
+        (ready.connack.receive_maximum == Some(25)).then_some(())
+    });
 }
 
 /// What the agent remembers then lies in the future, as it does in its file here.

@@ -248,6 +248,19 @@ impl Site {
         self.until_tuned();
     }
 
+    /// Gives the agent other models, two of them: when it has taken the second, it has decided with the
+    /// first, and done what it would do.
+    pub(super) fn let_decide(&self) {
+        for window in [20, 60] {
+            let count = || self.log().matches("A new model is in use.").count();
+            let before = count();
+            let values =
+                [(Knob::InflightMessagesMax, window), (Knob::QueuedMessagesMax, 10 * window)];
+            model::write(&self.config.model, &values);
+            wait_for("another model", || (count() > before).then_some(()));
+        }
+    }
+
     pub(super) fn kill_broker(&self) {
         let pid = i32::try_from(self.broker.pid()).unwrap();
         kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();

@@ -9,15 +9,22 @@ use brokertuner_core::{Knob, Settings};
 use serde_json::Value;
 
 use super::{Agent, Verdict};
-use crate::apply::ApplyError;
+use crate::apply::{ApplyError, Recovery};
 use crate::journal::{Entry, Event, Influence, Shown};
 use crate::model::ModelNews;
-use crate::plan::Plan;
-use crate::state::How;
+use crate::plan::{Plan, diff};
+use crate::state::{How, Intent};
 use crate::undo;
 
 /// Groups of inputs that are named: more are no help.
 const INFLUENCES_MAX: usize = 3;
+
+/// A change that was cut short.
+pub(super) struct CutShort {
+    pub(super) id: u64,
+    pub(super) intent: Intent,
+    pub(super) is_roll_back: bool,
+}
 
 impl Agent {
     /// The account of a change that is about to be made, with its number.
@@ -32,20 +39,15 @@ impl Agent {
             Some(scheduled) if plan.is_asked_for && plan.how == How::Restart => scheduled.id,
             _ => self.applier.number_decision(),
         };
-        let pid = self.process.map(|process| process.pid);
         let mut entry = Entry {
             diff: plan.diff(),
             how: Some(plan.how),
             before: Some(health),
-            undo: if plan.is_unloading {
-                Vec::new()
-            } else {
-                undo::commands(&self.site, plan, pid)
-            },
+            undo: if plan.is_unloading { Vec::new() } else { undo::commands(&self.site, plan) },
             ..Entry::new(id, event, plan.why.clone())
         };
         if plan.is_roll_back {
-            entry.undoes = self.watched;
+            entry.undoes.clone_from(&self.watched);
         } else {
             if !plan.is_asked_for {
                 entry.influences = self.influences(plan);
@@ -112,14 +114,14 @@ impl Agent {
             return;
         }
         match verdict {
-            Verdict::Failed(plan, error) => {
+            Verdict::Failed(_, error) => {
                 entry.event = Event::Failed;
                 entry.why = format!("{}; {error}", entry.why);
                 entry.undo.clear();
-                // What could not be undone is still watched.
-                self.watched = self.watched.filter(|_| plan.is_roll_back);
             }
-            _ => self.watched = (entry.event == Event::Changed).then_some(entry.id),
+            // Those before it that have yet to stand their verification are judged with it.
+            _ if entry.event == Event::Changed => self.watched.push(entry.id),
+            _ => self.watched.clear(),
         }
         let undone = verdict.plan().filter(|plan| plan.is_roll_back);
         let written = self.applier.state().written.unwrap_or_default();
@@ -161,17 +163,47 @@ impl Agent {
 
     /// A change stood its verification.
     pub(super) fn note_verified(&mut self) {
-        let (Some(verified), Some(id)) = (self.controller.take_verified(), self.watched.take())
-        else {
-            return;
-        };
+        let Some(verified) = self.controller.take_verified() else { return };
         let after = Some(verified.after);
         let why = "nothing got worse over the verify window";
         let (before, seen) = (Shown(&verified.before), Shown(&verified.after));
-        tracing::info!(id, %before, after = %seen, "The change stood its verification.");
-        self.note(&Entry { after, ..Entry::new(id, Event::Verified, why) });
-        if let Some(last) = self.last.as_mut().filter(|last| last.id == id) {
-            last.after = after;
+        for id in std::mem::take(&mut self.watched) {
+            tracing::info!(id, %before, after = %seen, "The change stood its verification.");
+            self.note(&Entry { after, ..Entry::new(id, Event::Verified, why) });
+            if let Some(last) = self.last.as_mut().filter(|last| last.id == id) {
+                last.after = after;
+            }
+        }
+    }
+
+    /// A change that was cut short has its number and its account all the same.
+    pub(super) fn note_cut_short(&mut self, cut: CutShort, ended: &Result<Recovery, ApplyError>) {
+        let (event, how_it_ended) = match ended {
+            Ok(Recovery::Clean) => return,
+            Ok(Recovery::NothingDone) => (Event::Failed, "nothing was changed".to_owned()),
+            Ok(Recovery::Finished(_)) if cut.is_roll_back => {
+                (Event::RolledBack, "it was brought to its end".into())
+            }
+            Ok(Recovery::Finished(_)) => (Event::Changed, "it was brought to its end".into()),
+            Ok(Recovery::TakenBack(_)) if cut.is_roll_back => {
+                (Event::RolledBack, "it was brought to its end".into())
+            }
+            Ok(Recovery::TakenBack(_)) => (Event::Failed, "the settings of before are back".into()),
+            Ok(Recovery::EditedByHand) => {
+                (Event::HandsOff, "someone edited the drop-in since".into())
+            }
+            Err(error) => (Event::Failed, error.to_string()),
+        };
+        let why = format!("it was cut short, as by a power cut; {how_it_ended}");
+        let (from, to) = (cut.intent.from.unwrap_or_default(), cut.intent.to.unwrap_or_default());
+        let entry = Entry {
+            diff: diff(&from, &to),
+            how: Some(cut.intent.how),
+            ..Entry::new(cut.id, event, why)
+        };
+        self.note(&entry);
+        if self.journal.is_some() && event != Event::HandsOff {
+            self.last = Some(entry);
         }
     }
 
@@ -190,24 +222,43 @@ impl Agent {
     /// Someone else changed the drop-in.
     pub(super) fn note_hands_off(&mut self, error: &ApplyError) {
         if self.journal.is_some() {
-            let id = self.applier.number_decision();
-            // Stored now: no change follows that would.
-            if let Err(error) = self.applier.remember(|_| {}) {
-                tracing::warn!(%error, "The number of a decision could not be noted.");
-            }
+            let id = self.number_news();
             self.note(&Entry::new(id, Event::HandsOff, error.to_string()));
         }
+    }
+
+    /// The number of what is no change: stored now, for no change follows that would.
+    fn number_news(&mut self) -> u64 {
+        let id = self.applier.number_decision();
+        if let Err(error) = self.applier.remember(|_| {}) {
+            tracing::warn!(%error, "The number of a decision could not be noted.");
+        }
+        id
     }
 
     /// What became of the model file.
     pub(super) fn note_model(&mut self, news: ModelNews) {
         if self.journal.is_some() {
-            let id = self.applier.number_decision();
+            let id = self.number_news();
             let (event, why) = match news {
                 ModelNews::Replaced(why) => (Event::ModelReplaced, why),
                 ModelNews::Refused(why) => (Event::ModelRefused, why),
             };
             self.note(&Entry::new(id, event, why));
+        }
+    }
+
+    /// A model that was refused before this agent started is told once.
+    pub(super) fn note_refused_model(&mut self) {
+        let Some(refused) = self.policy.model().and_then(|model| model.refused.clone()) else {
+            return;
+        };
+        let read = self.journal.as_ref().and_then(|journal| journal.read().ok());
+        let is_of_model =
+            |entry: &&Entry| matches!(entry.event, Event::ModelRefused | Event::ModelReplaced);
+        let last = read.as_deref().and_then(|entries| entries.iter().rfind(is_of_model));
+        if last.is_none_or(|last| last.event != Event::ModelRefused || last.why != refused) {
+            self.note_model(ModelNews::Refused(refused));
         }
     }
 

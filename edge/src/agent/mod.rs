@@ -25,6 +25,7 @@ pub(crate) use report::NO_READ_BACK;
 pub use report::{BrokerReport, OptionReport, Report, VerdictReport};
 pub use tick::{Mode, Tick, Verdict};
 
+use self::account::CutShort;
 use crate::apply::{Applier, ApplyError, Recovery};
 use crate::clock::{self, Clocks};
 use crate::fs::{self, FileError};
@@ -114,8 +115,8 @@ pub struct Agent {
     is_journal_broken: bool,
     /// The last change, and what was seen of it.
     last: Option<Entry>,
-    /// The number of the change that is being watched.
-    watched: Option<u64>,
+    /// The numbers of the changes that are being watched, the oldest first.
+    watched: Vec<u64>,
     /// The state vector of the last change.
     reference: Option<Features>,
     /// Nothing could be changed at the last tick: what was watched then begins anew.
@@ -156,8 +157,11 @@ impl Agent {
         agent._lock = Some(lock);
         let journal = Journal::in_dir(&agent.site.paths.state_dir);
         agent.last = journal.last();
+        // A memory that was lost does not give a number twice.
+        agent.applier.number_after(journal.highest());
         agent.journal = Some(journal);
         agent.note_start()?;
+        agent.note_refused_model();
         if agent.applier.state().intent.is_none()
             && let Err(error) = agent.applier.recover()
         {
@@ -192,7 +196,13 @@ impl Agent {
     /// Ends what was cut short. Where that fails, nothing is changed until a person orders it: each
     /// try may cost the clients a restart.
     fn recover(&mut self) -> Result<(), ApplyError> {
+        let state = self.applier.state();
+        let (id, is_roll_back) = (state.last_decision, state.rolls_back);
+        let cut = state.intent.map(|intent| CutShort { id, intent, is_roll_back });
         let ended = self.applier.recover();
+        if let Some(cut) = cut {
+            self.note_cut_short(cut, &ended);
+        }
         self.unended = ended.as_ref().err().map(ToString::to_string);
         self.recall();
         if let Err(error) = &ended {
@@ -265,7 +275,7 @@ impl Agent {
             journal: None,
             is_journal_broken: false,
             last: None,
-            watched: None,
+            watched: Vec::new(),
             reference: None,
             was_restrained: false,
             unended: None,
@@ -297,7 +307,11 @@ impl Agent {
             let before = state.before.filter(is_young).map_or(serving, |before| before.health);
             controller.watch_again(clock::now(), state.good.unwrap_or_default(), before);
             controller.undo_again(state.undoing);
-            self.watched = self.last.as_ref().map(|last| last.id);
+            self.watched = self.journal.as_ref().map(Journal::watched).unwrap_or_default();
+            if self.watched.is_empty() {
+                // A power cut cost the journal its account.
+                self.watched.push(state.last_decision);
+            }
         }
         self.controller = controller;
     }

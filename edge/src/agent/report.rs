@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Agent, Tick, Verdict};
 use crate::apply::unix_s;
-use crate::journal::Entry;
+use crate::journal::{Entry, utc};
 use crate::model::ModelReport;
 use crate::mqtt::Protocol;
 use crate::orders;
@@ -208,6 +208,7 @@ impl VerdictReport {
 impl Report {
     /// The broker, the model and what the operator said last.
     fn head(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "as of     {}", utc(self.at_unix_s))?;
         let broker = &self.broker;
         let version = broker.version.as_deref().unwrap_or("of unknown version");
         write!(f, "broker    {version} at {}", broker.address)?;

@@ -19,6 +19,7 @@ use crate::pid::ProcessId;
 use crate::plan::Plan;
 use crate::ready;
 use crate::sampler::Link;
+use crate::site::SiteError;
 use crate::state::{How, STEP_S_MIN, State};
 
 /// Messages in the store that are the agent's own: a probe on its way.
@@ -247,15 +248,20 @@ impl Agent {
             return;
         }
         self.looked_around = now;
-        let before = self.site.elsewhere.lines.clone();
-        if let Err(error) = self.site.look_again() {
+        if let Err(error) = self.look_elsewhere() {
             // It may be readable again the next time.
             tracing::debug!(%error, "The broker's other files could not be looked at.");
-            return;
         }
+    }
+
+    /// Looks at the broker's other files, and says what is new in them.
+    fn look_elsewhere(&mut self) -> Result<(), SiteError> {
+        let before = self.site.elsewhere.lines.clone();
+        self.site.look_again()?;
         for line in self.site.elsewhere.lines.iter().filter(|line| !before.contains(line)) {
             tracing::warn!(%line, "An option is set elsewhere; edge lets go of it.");
         }
+        Ok(())
     }
 
     /// Says that the clock on the wall was stepped, for it dates what lies in journal and memory. The
@@ -520,7 +526,8 @@ impl Agent {
         let outcome = if is_away {
             Outcome::Restored
         } else {
-            self.report_to_controller(&plan, decision, applied.as_ref(), health)
+            let is_begun = plan.how == How::Reload || self.applier.restarts_asked() > restarts;
+            self.report_to_controller(&plan, decision, (applied.as_ref(), is_begun), health)
         };
         // The decision counts as one.
         let counted = restarts + u32::from(plan.how == How::Restart);
@@ -534,7 +541,8 @@ impl Agent {
         self.end_scheduled(&plan);
         let verdict = match applied {
             Ok(applied) => {
-                self.process = Some(applied.ready.process);
+                let before = self.process.replace(applied.ready.process);
+                self.note_ended_by_reload(&plan, before, &applied);
                 let took_ms = u64::try_from(applied.took.as_millis()).unwrap_or(u64::MAX);
                 tracing::info!(pid = applied.ready.process.pid, took_ms, "Changed.");
                 if let Some(asked) = asked.filter(|_| !plan.is_roll_back)
@@ -558,13 +566,24 @@ impl Agent {
         verdict
     }
 
+    /// A broker that ended at a reload, or just then, and was started again has taken over all that is
+    /// written, and nobody keeps to the clients' patience: the change is judged as a restart.
+    fn note_ended_by_reload(&mut self, plan: &Plan, before: Option<ProcessId>, applied: &Applied) {
+        let process = applied.ready.process;
+        if plan.how == How::Restart || before.is_none_or(|before| before == process) {
+            return;
+        }
+        tracing::warn!(pid = process.pid, "The broker was restarted during the reload.");
+        self.controller.broker_restarted();
+    }
+
     /// Tells the controller how a decision ended: a roll-back that failed may still have taken what it
     /// was to undo out of the file, or out of the broker.
     fn report_to_controller(
         &mut self,
         plan: &Plan,
         decision: &Decision,
-        applied: Result<&Applied, &ApplyError>,
+        (applied, is_begun): (Result<&Applied, &ApplyError>, bool),
         health: Health,
     ) -> Outcome {
         let written = self.applier.state().written.unwrap_or_default();
@@ -574,7 +593,8 @@ impl Agent {
             (_, Some(restored)) if plan.is_roll_back && *restored != Restored::Kept => {
                 if *restored == Restored::Yes { Outcome::Restored } else { Outcome::Dormant }
             }
-            _ => Outcome::Restored,
+            _ if is_begun => Outcome::Restored,
+            _ => Outcome::NotBegun,
         };
         let mut ended = *decision;
         if let Decision::RollBack { settings, .. } = &mut ended {
@@ -608,7 +628,7 @@ impl Agent {
     /// Looks whether someone set an option elsewhere in the meantime; says so once, then it is left
     /// alone.
     fn overridden_since(&mut self, plan: &Plan) -> Option<String> {
-        if let Err(error) = self.site.look_again() {
+        if let Err(error) = self.look_elsewhere() {
             return Some(error.to_string());
         }
         let (opted_in, site) = (self.site.envelope.opted_in, &self.site.envelope.site);

@@ -179,11 +179,46 @@ pub(super) fn cut_short(broker: &Broker) -> Settings {
     let intent =
         Intent { from: None, to: Some(to), interim, interim_back, how, before, back: false };
     fs::create_dir_all(broker.path("state")).unwrap();
-    let state = State { intent: Some(intent), ..State::default() };
+    let state = State { intent: Some(intent), last_decision: 7, ..State::default() };
     StateStore::in_dir(&broker.path("state")).save(&RealFiles, &state).unwrap();
     let text = brokertuner_core::render::render(&to);
     replace(&RealFiles, &broker.drop_in(), Some(text.as_bytes()), MODE_CONF).unwrap();
     to
+}
+
+#[test]
+fn a_change_that_was_cut_short_has_its_account() {
+    let broker = Broker::start("");
+    cut_short(&broker);
+    let mut agent = Agent::start(site(&broker, ""), Box::new(policy)).unwrap();
+    agent.tick(Mode::Act);
+    let entries = Journal::in_dir(&broker.path("state")).read().unwrap();
+    let [cut] = entries.as_slice() else { panic!("{entries:?}") };
+    assert_eq!((cut.id, cut.event), (7, Event::Failed));
+    assert!(cut.why.contains("cut short") && cut.why.contains("are back"), "{}", cut.why);
+    assert_eq!(cut.diff[0], format!("max_inflight_messages (no line) -> {WINDOW}"));
+}
+
+/// A reload at once and a restart after the dwell are verified together, and each is told of.
+#[test]
+fn each_change_that_stands_its_verification_is_told() {
+    let broker = Broker::start("");
+    let rules = "[decide]\ndwell_s = 1\nverify_window_s = 3\nrestarts_per_hour_max = 32\n";
+    let both = |view: &View<'_>, envelope: &Envelope| {
+        let mut wanted = policy(view, envelope);
+        wanted.set(Knob::AutosaveInterval, 300).unwrap();
+        wanted
+    };
+    let mut agent = Agent::start(site(&broker, rules), Box::new(both)).unwrap();
+    let is_content = |tick: &Tick| matches!(tick.verdict, Verdict::Hold(HoldReason::Satisfied));
+    until(&mut agent, "contentment", is_content);
+    drop(agent);
+    let entries = Journal::in_dir(&broker.path("state")).read().unwrap();
+    let ids = |event: Event| -> Vec<u64> {
+        entries.iter().filter(|entry| entry.event == event).map(|entry| entry.id).collect()
+    };
+    assert_eq!(ids(Event::Changed).len(), 2, "{entries:?}");
+    assert_eq!(ids(Event::Verified), ids(Event::Changed), "{entries:?}");
 }
 
 /// The agent can't connect, for a reason of its own; the clients are fine. It must not restart the

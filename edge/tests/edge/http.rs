@@ -369,31 +369,69 @@ fn everything_else_is_refused_in_words() {
     }
     let (status, body) = http.post_as(&auth, "/apply_knobs", "{");
     assert!(status == 400 && body["reason"].as_str().unwrap().starts_with("the body is no JSON"));
+    assert!(!site.broker.drop_in().exists(), "nothing was changed");
+    drop(agent);
+}
+
+#[test]
+fn what_is_no_proper_request_is_refused_in_words() {
+    let http = Http(free_address());
+    let site = site(&mosquittos()[0], &http.0.to_string(), "");
+    let agent = site.agent();
+    http.up();
+    let error = |reason: &str| json!({"status": "error", "reason": reason});
     let long = "x".repeat(5000);
-    for (request, status) in [
-        ("GET /apply_knobs HTTP/1.1\r\n\r\n".to_owned(), 405),
-        ("HEAD /status HTTP/1.1\r\n\r\n".to_owned(), 405),
-        ("nonsense\r\n\r\n".to_owned(), 400),
-        ("\u{0}\u{1}\u{2}\r\n\r\n".to_owned(), 400),
-        (format!("GET /{long} HTTP/1.1\r\n\r\n"), 431),
-        (format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(40)), 431),
-        ("POST /apply_knobs HTTP/1.1\r\n\r\n".to_owned(), 411),
+    let (no_http, too_long) =
+        ("this is no HTTP/1.1 request", "the request line and headers are longer than 4096 bytes");
+    let with_length = "send the body with a Content-Length";
+    for (request, status, reason) in [
+        ("GET /apply_knobs HTTP/1.1\r\n\r\n", 405, "/apply_knobs takes POST"),
+        ("PUT /status HTTP/1.1\r\n\r\n", 405, "/status takes GET"),
+        ("nonsense\r\n\r\n", 400, no_http),
+        ("\u{0}\u{1}\u{2}\r\n\r\n", 400, no_http),
+        (&format!("GET /{long} HTTP/1.1\r\n\r\n"), 431, too_long),
+        (&format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(40)), 431, "more than 32 headers"),
+        ("POST /apply_knobs HTTP/1.1\r\n\r\n", 411, with_length),
         (
-            "POST /apply_knobs HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".to_owned(),
+            "POST /apply_knobs HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
             501,
+            with_length,
         ),
-        (format!("POST /apply_knobs HTTP/1.1\r\nContent-Length: 5000\r\n\r\n{long}"), 413),
-        ("POST /apply_knobs HTTP/1.1\r\nContent-Length: -1\r\n\r\n".to_owned(), 400),
         (
-            "POST /apply_knobs HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n12"
-                .to_owned(),
+            &format!("POST /apply_knobs HTTP/1.1\r\nContent-Length: 5000\r\n\r\n{long}"),
+            413,
+            "the body is longer than 4096 bytes",
+        ),
+        ("POST /apply_knobs HTTP/1.1\r\nContent-Length: -1\r\n\r\n", 400, "bad Content-Length"),
+        (
+            "POST /apply_knobs HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n12",
             400,
+            "more than one Content-Length",
         ),
     ] {
         let (found, body) = http.raw(request.as_bytes());
-        assert_eq!(found, status, "{request:.60}: {body}");
+        let body: Value = serde_json::from_str(&body).unwrap();
+        assert_eq!((found, body), (status, error(reason)), "{request:.60}");
     }
+    assert_eq!(http.raw(b"HEAD /status HTTP/1.1\r\n\r\n").0, 405);
     assert!(!site.broker.drop_in().exists(), "nothing was changed");
+    drop(agent);
+}
+
+/// Where no token is configured nobody may write, with whatever token.
+#[test]
+fn without_a_token_file_nothing_is_set() {
+    let http = Http(free_address());
+    let site = site(&mosquittos()[0], &http.0.to_string(), "");
+    let text = fs::read_to_string(&site.config).unwrap();
+    let lines = text.lines().filter(|line| !line.starts_with("token_file"));
+    fs::write(&site.config, lines.collect::<Vec<_>>().join("\n")).unwrap();
+    let agent = site.agent();
+    http.up();
+    let reason = "there is no token to write with: set http.token_file";
+    let refused = (403, json!({"status": "error", "reason": reason}));
+    assert_eq!(http.post("/apply_knobs", &json!({"autosave_interval": 300})), refused);
+    assert_eq!(http.get("/status").0, 200);
     drop(agent);
 }
 
@@ -424,7 +462,9 @@ fn slow_and_many_clients_cost_nothing_but_themselves() {
         answer.extend_from_slice(&bytes[..count]);
         (count > 0).then_some(())
     });
-    assert!(String::from_utf8_lossy(&answer).starts_with("HTTP/1.1 408 "), "{answer:?}");
+    let answer = String::from_utf8(answer).unwrap();
+    let reason = "{\"reason\":\"the request did not come within 5 s\",\"status\":\"error\"}\n";
+    assert!(answer.starts_with("HTTP/1.1 408 ") && answer.ends_with(reason), "{answer:?}");
     assert!(started.elapsed() >= Duration::from_secs(4));
     drop(slow);
 
