@@ -71,7 +71,7 @@ impl Report {
              load with another seed than the training's; `tuned` and `untrained` were set by `edge` as a process.\n\
              The loads were measured at once, one column after the other: the runs shared this machine and were not\n\
              pinned to cores; where the machine was too slow for half the seconds, the run was made once more,\n\
-             alone.\n\
+             alone and pinned.\n\
              `host evaluate` measures one run at a time, pinned.\n\n\
              | load | default | untrained actor | tuned by edge |\n|---|---|---|---|\n",
             self.broker_version, self.seed, self.train_s, self.parallel, self.train_steps
