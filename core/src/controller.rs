@@ -363,6 +363,15 @@ impl Controller {
         }
     }
 
+    /// The broker ended at the reload that was made last, and was started again: all that is written is in
+    /// force, and its clients have to come back.
+    pub fn restarted_at_reload(&mut self) {
+        self.effective = self.written;
+        if let Some(watch) = &mut self.watch {
+            watch.apply = Apply::Restart;
+        }
+    }
+
     /// The broker was found to hold other values than thought (read back, or a drop-in by hand).
     pub fn found(&mut self, written: Settings, effective: Settings) {
         self.written = written;
@@ -466,6 +475,9 @@ impl Controller {
 
     /// The file with the reloadable options as wanted, where one of them matters.
     fn reload_part(&self, inputs: &Inputs) -> Option<Settings> {
+        if !self.rules.can_reload {
+            return None;
+        }
         let moved = self.moved(&self.written, inputs, Apply::Reload);
         let (given_up, unstated) = (self.given_up(inputs), self.unstated(inputs));
         let disowned = self.disowned(inputs);
@@ -484,6 +496,13 @@ impl Controller {
         }
         for knob in disowned.iter() {
             settings = settings.with(knob, Setting::Unwritten);
+        }
+        // A queue and a window belong together, also where one of them is the site's now.
+        let confined = inputs.envelope.confine(settings);
+        for knob in [Knob::InflightMessagesMax, Knob::QueuedMessagesMax] {
+            if !disowned.is_empty() {
+                settings = settings.with_that_of(knob, &confined);
+            }
         }
         (settings != self.written).then_some(settings)
     }

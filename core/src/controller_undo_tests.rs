@@ -251,3 +251,75 @@ fn what_is_no_longer_ours_leaves_the_file_and_does_not_come_back() {
         assert_eq!(*controller.written(), settings);
     }
 }
+
+/// The window that was safe beside our queue is not beside the site's.
+#[test]
+fn where_one_of_a_pair_leaves_the_other_fits_the_sites_value() {
+    let ours = with(&[(Knob::InflightMessagesMax, 1000), (Knob::QueuedMessagesMax, 5000)]);
+    for (taken, site) in [(Knob::QueuedMessagesMax, 100), (Knob::InflightMessagesMax, 4000)] {
+        let mut controller = Controller::new(Rules::default(), ours);
+        let mut inputs = wants(ours.with(taken, Setting::Unwritten));
+        inputs.envelope.opted_in = inputs.envelope.opted_in.without(taken);
+        inputs.envelope.site.0[taken as usize] = site;
+        let decision = controller.step(at(0), &inputs);
+        let Decision::Change { settings, apply: Apply::Reload } = decision else {
+            panic!("{decision:?}")
+        };
+        assert!(inputs.envelope.check(&settings).is_empty(), "{settings:?}");
+        controller.applied(at(0), &decision, Outcome::Done, healthy());
+        for second in (5..600).step_by(5) {
+            let decision = controller.step(at(second), &inputs);
+            let is_reload = matches!(decision, Decision::Change { apply: Apply::Reload, .. });
+            assert!(!is_reload, "{second} s: {decision:?}");
+        }
+    }
+}
+
+/// An option may lie dormant for long: it is no reason to disconnect anybody.
+#[test]
+fn what_a_reload_did_a_reload_undoes() {
+    let mut controller = controller();
+    controller.found(Settings::UNWRITTEN, with(&[(Knob::InflightMessagesMax, 100)]));
+    let mut inputs = wants(with(&[(Knob::AutosaveInterval, 300)]));
+    inputs.envelope.opted_in = inputs.envelope.opted_in.without(Knob::InflightMessagesMax);
+    let change = controller.step(at(0), &inputs);
+    assert!(matches!(change, Decision::Change { apply: Apply::Reload, .. }), "{change:?}");
+    controller.applied(at(0), &change, Outcome::Done, healthy());
+    let sick = Inputs { health: Health::default(), state_at_risk: true, ..inputs };
+    let undone = (5..60).step_by(5).find_map(|second| match controller.step(at(second), &sick) {
+        Decision::RollBack { settings, apply, .. } => Some((settings, apply)),
+        _ => None,
+    });
+    assert_eq!(undone, Some((Settings::UNWRITTEN, Apply::Reload)));
+}
+
+#[test]
+fn a_reload_that_ended_the_broker_is_judged_as_a_restart() {
+    let mut controller = controller();
+    let inputs = wants(with(&[(Knob::AutosaveInterval, 300)]));
+    let change = controller.step(at(0), &inputs);
+    controller.applied(at(0), &change, Outcome::Done, healthy());
+    controller.restarted_at_reload();
+    let lonely = Inputs { health: Health { clients: Some(1.0), ..healthy() }, ..inputs };
+    let undone = (5..120).find_map(|second| match controller.step(at(second), &lonely) {
+        Decision::RollBack { reason, .. } => Some(reason),
+        _ => None,
+    });
+    assert_eq!(undone, Some(RollBackReason::ClientsLost));
+}
+
+/// A line that may no longer be there leaves with the next restart.
+#[test]
+fn where_there_is_no_reload_none_is_asked_for() {
+    let rules = Rules { can_reload: false, ..Rules::default() };
+    let ours = with(&[(Knob::QueuedMessagesMax, 9000), (Knob::AutosaveInterval, 600)]);
+    let mut controller = Controller::new(rules, ours);
+    let mut inputs = wants(window(2000));
+    inputs.envelope.opted_in = inputs.envelope.opted_in.without(Knob::AutosaveInterval);
+    inputs.health.dropped_share = Some(0.5);
+    let (_, decision) = until_done(&mut controller, 0, &inputs, Outcome::Done).unwrap();
+    let Decision::Change { settings, apply: Apply::Restart } = decision else {
+        panic!("{decision:?}")
+    };
+    assert_eq!(settings.get(Knob::AutosaveInterval), Setting::Unwritten);
+}

@@ -72,7 +72,7 @@ pub trait Files: Send {
 }
 
 /// Opens one of the agent's own records to be read and added to, and makes it where it is missing.
-/// Follows no link, which could lead root's pen elsewhere.
+/// Follows no link, which could lead root's pen elsewhere, and refuses a file that has another name.
 ///
 /// # Errors
 /// Any I/O error.
@@ -80,7 +80,24 @@ pub fn open_own(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).append(true).create(true).mode(MODE_STATE);
     let file = options.custom_flags(nix::libc::O_NOFOLLOW).open(path)?;
+    let found = file.metadata()?;
+    if !found.is_file() || found.nlink() != 1 {
+        let what = "it is no plain file of its own: look at it, and remove it";
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, what));
+    }
     hand_over(&file, path);
+    Ok(file)
+}
+
+/// Writes a file that was not there; what lay at its name is removed, never followed. Not synced.
+pub(crate) fn write_new(path: &Path, bytes: &[u8], mode: u32) -> io::Result<File> {
+    RealFiles.remove(path)?;
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
+    file.set_permissions(Permissions::from_mode(mode))?;
+    if mode == MODE_STATE {
+        hand_over(&file, path);
+    }
+    file.write_all(bytes)?;
     Ok(file)
 }
 
@@ -132,14 +149,7 @@ impl Files for RealFiles {
 
     fn write_synced(&self, path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
         // A link that someone laid there must not lead a root's pen elsewhere.
-        self.remove(path)?;
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
-        file.set_permissions(Permissions::from_mode(mode))?;
-        if mode == MODE_STATE {
-            hand_over(&file, path);
-        }
-        file.write_all(bytes)?;
-        file.sync_all()
+        write_new(path, bytes, mode)?.sync_all()
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -316,6 +326,9 @@ mod tests {
         std::os::unix::fs::symlink(path("other"), path("journal.jsonl")).unwrap();
         assert!(open_own(&path("journal.jsonl")).is_err());
         assert_eq!(fs::read(path("other")).unwrap(), b"precious");
+        fs::hard_link(path("other"), path("journal")).unwrap();
+        assert!(open_own(&path("journal")).is_err());
+        assert_eq!(fs::metadata(path("other")).unwrap().uid(), 0);
     }
 
     #[test]

@@ -297,23 +297,6 @@ impl Journal {
         Ok(entries)
     }
 
-    /// The changes that have yet to stand their verification, the oldest first.
-    #[must_use]
-    pub fn watched(&self) -> Vec<u64> {
-        let mut watched = Vec::new();
-        for entry in self.read().unwrap_or_default() {
-            match entry.event {
-                Event::Changed => watched.push(entry.id),
-                Event::Verified => watched.retain(|&id| id != entry.id),
-                Event::RolledBack => watched.clear(),
-                // Settings that a person put back.
-                Event::Ordered if !entry.diff.is_empty() => watched.clear(),
-                _ => {}
-            }
-        }
-        watched
-    }
-
     /// The highest number of a decision; 0 where there is none.
     #[must_use]
     pub fn highest(&self) -> u64 {

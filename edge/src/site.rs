@@ -207,9 +207,9 @@ impl Site {
             ready_timeout: StdDuration::from_secs(config.control.ready_timeout_s.into()),
             main_conf,
             envelope: envelope(config, &elsewhere, &broker),
+            rules: Rules { can_reload: broker.reload != Method::None, ..rules(config) },
             broker,
             elsewhere,
-            rules: rules(config),
             targets: Targets {
                 deadline_ms: config.targets.deadline_ms,
                 rss_limit_mib: config.targets.rss_limit_mib,

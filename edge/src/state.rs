@@ -17,13 +17,14 @@ use crate::pid::ProcessId;
 use crate::quiet::CLOCK_SET_UNIX_S;
 
 const MAGIC: [u8; 4] = *b"BTES";
-const VERSION: u16 = 5;
-/// Bytes of the fields that were added at the end since versions 1 to 4. The default of each is
+const VERSION: u16 = 6;
+/// Bytes of the fields that were added at the end since versions 1 to 5. The default of each is
 /// zero bytes, so an older body is read with as many zeros behind it.
 const ADDED_SINCE_1: usize = ADDED_SINCE_2 + 6;
 const ADDED_SINCE_2: usize = ADDED_SINCE_3 + 1;
 const ADDED_SINCE_3: usize = ADDED_SINCE_4 + 3;
-const ADDED_SINCE_4: usize = 2;
+const ADDED_SINCE_4: usize = ADDED_SINCE_5 + 2;
+const ADDED_SINCE_5: usize = 1;
 const HEADER_BYTES: usize = 10;
 const CRC_BYTES: usize = 4;
 const CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISO_HDLC);
@@ -31,6 +32,8 @@ const CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISO_HDLC);
 pub const RESTARTS_MAX: usize = 64;
 /// What a clock must be stepped by to be noticed.
 pub const STEP_S_MIN: u64 = 60;
+/// Changes that are verified together: of a restart and of reloads before it.
+pub const WATCHED_MAX: usize = 8;
 /// Starts of the agent that are remembered.
 pub const STARTS_MAX: usize = 8;
 
@@ -71,6 +74,9 @@ pub struct State {
     pub undoing: Undoing,
     /// The clocks when a restart or a start was last noted.
     pub clocks: Clocks,
+    /// Numbers of the changes that have yet to stand their verification, the oldest first,
+    /// [`WATCHED_MAX`] at most.
+    pub watched: Vec<u64>,
 }
 
 /// How the broker did, and when that was.
@@ -302,6 +308,7 @@ pub fn decode(path: &Path, bytes: &[u8]) -> Result<State, StateError> {
         2 => ADDED_SINCE_2,
         3 => ADDED_SINCE_3,
         4 => ADDED_SINCE_4,
+        5 => ADDED_SINCE_5,
         _ => 0,
     };
     body.resize(length + added, 0);
@@ -412,6 +419,7 @@ pub(crate) mod tests {
             rolls_back: true,
             undoing: Undoing { failures: 2, is_in_file: true },
             clocks: Clocks { unix_s: 6, boot: Some(Boot { id: u128::MAX, since_s: 7 }) },
+            watched: vec![11, 12],
             ..State::default()
         }
     }
@@ -424,7 +432,8 @@ pub(crate) mod tests {
     /// Written by a version before: everything that it knew is read, the rest is the default.
     #[test]
     fn the_versions_before_are_read() {
-        let of_4 = State { clocks: Clocks::default(), ..some_state() };
+        let of_5 = State { watched: Vec::new(), ..some_state() };
+        let of_4 = State { clocks: Clocks::default(), ..of_5.clone() };
         let of_3 = State { rolls_back: false, undoing: Undoing::default(), ..of_4.clone() };
         let of_2 = State { before: None, ..of_3.clone() };
         let of_1 = State {
@@ -441,6 +450,7 @@ pub(crate) mod tests {
             (2, ADDED_SINCE_2, of_2),
             (3, ADDED_SINCE_3, of_3),
             (4, ADDED_SINCE_4, of_4),
+            (5, ADDED_SINCE_5, of_5),
         ] {
             let mut bytes = encode(&state);
             let body = bytes.len() - HEADER_BYTES - CRC_BYTES - added;

@@ -27,6 +27,8 @@ pub struct Rules {
     pub alike_steps: u8,
     /// A broker that answers nobody for this long after a change is not watched any longer.
     pub down_max: Duration,
+    /// There is a way to reload.
+    pub can_reload: bool,
     /// Restart although offline sessions or stored messages would be lost.
     pub allow_state_loss: bool,
     /// Wait after the first failure; doubles with each further one.
@@ -60,6 +62,7 @@ impl Default for Rules {
             dead_band_steps: 32,
             alike_steps: 64,
             down_max: Duration::from_secs(10),
+            can_reload: true,
             allow_state_loss: false,
             back_off: Duration::from_secs(60),
             failures_max: 3,

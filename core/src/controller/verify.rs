@@ -3,6 +3,7 @@
 use super::load::JUMP_FACTOR;
 use super::watch::Watch;
 use super::{Controller, Decision, Health, HoldReason, Inputs, RollBackReason, Verified};
+use crate::Settings;
 use crate::knobs::{Apply, Knob};
 use embassy_time::Instant;
 
@@ -97,7 +98,7 @@ impl Controller {
         reason: RollBackReason,
     ) -> Decision {
         let last_good = watch.last_good;
-        let apply = self.apply_of(&last_good);
+        let apply = self.apply_of_undoing(watch, &inputs.envelope.confine(last_good));
         if let Err(reason) = self.roll_back_permit(now, inputs, watch, apply, reason) {
             return Decision::Hold(reason);
         }
@@ -107,6 +108,17 @@ impl Controller {
             Apply::Reload => self.for_reload(last_good, &inputs.envelope),
         };
         Decision::RollBack { settings, apply, reason }
+    }
+
+    /// How a change is undone, to `target`. What a reload did, a reload undoes, though other options of the
+    /// file have lain dormant since before.
+    fn apply_of_undoing(&self, watch: &Watch, target: &Settings) -> Apply {
+        let differing = match watch.apply {
+            Apply::Reload => target.differing(&self.written),
+            Apply::Restart => target.differing(&self.effective),
+        };
+        let is_restart = |knob: Knob| knob.spec().apply == Apply::Restart;
+        if differing.iter().any(is_restart) { Apply::Restart } else { Apply::Reload }
     }
 
     /// What keeps from undoing a change.

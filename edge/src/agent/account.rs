@@ -13,7 +13,7 @@ use crate::apply::{ApplyError, Recovery};
 use crate::journal::{Entry, Event, Influence, Shown};
 use crate::model::ModelNews;
 use crate::plan::{Plan, diff};
-use crate::state::{How, Intent};
+use crate::state::{How, Intent, State};
 use crate::undo;
 
 /// Groups of inputs that are named: more are no help.
@@ -21,9 +21,23 @@ const INFLUENCES_MAX: usize = 3;
 
 /// A change that was cut short.
 pub(super) struct CutShort {
-    pub(super) id: u64,
-    pub(super) intent: Intent,
-    pub(super) is_roll_back: bool,
+    id: u64,
+    intent: Intent,
+    is_roll_back: bool,
+    undoes: Vec<u64>,
+    undoing_failures: u8,
+}
+
+impl CutShort {
+    /// What the memory holds of it.
+    pub(super) fn of(state: &State) -> Option<Self> {
+        let (last, is_roll_back) = (state.last_decision, state.rolls_back);
+        // What was asked for over HTTP was numbered then.
+        let id = if is_roll_back { last } else { state.watched.last().copied().unwrap_or(last) };
+        let undoes = if is_roll_back { state.watched.clone() } else { Vec::new() };
+        let undoing_failures = state.undoing.failures;
+        Some(Self { id, intent: state.intent?, is_roll_back, undoes, undoing_failures })
+    }
 }
 
 impl Agent {
@@ -47,8 +61,11 @@ impl Agent {
             ..Entry::new(id, event, plan.why.clone())
         };
         if plan.is_roll_back {
-            entry.undoes.clone_from(&self.watched);
+            entry.undoes.clone_from(&self.applier.state().watched);
         } else {
+            if event == Event::Changed {
+                self.applier.note_watched(id);
+            }
             if !plan.is_asked_for {
                 entry.influences = self.influences(plan);
             }
@@ -113,15 +130,11 @@ impl Agent {
             self.note(&entry);
             return;
         }
-        match verdict {
-            Verdict::Failed(_, error) => {
-                entry.event = Event::Failed;
-                entry.why = format!("{}; {error}", entry.why);
-                entry.undo.clear();
-            }
-            // Those before it that have yet to stand their verification are judged with it.
-            _ if entry.event == Event::Changed => self.watched.push(entry.id),
-            _ => self.watched.clear(),
+        if let Verdict::Failed(_, error) = verdict {
+            entry.event = Event::Failed;
+            entry.why = format!("{}; {error}", entry.why);
+            entry.undo.clear();
+            self.forget_watched(entry.id);
         }
         let undone = verdict.plan().filter(|plan| plan.is_roll_back);
         let written = self.applier.state().written.unwrap_or_default();
@@ -162,12 +175,12 @@ impl Agent {
     }
 
     /// A change stood its verification.
-    pub(super) fn note_verified(&mut self) {
+    pub(super) fn note_verified(&mut self, ids: &[u64]) {
         let Some(verified) = self.controller.take_verified() else { return };
         let after = Some(verified.after);
         let why = "nothing got worse over the verify window";
         let (before, seen) = (Shown(&verified.before), Shown(&verified.after));
-        for id in std::mem::take(&mut self.watched) {
+        for &id in ids {
             tracing::info!(id, %before, after = %seen, "The change stood its verification.");
             self.note(&Entry { after, ..Entry::new(id, Event::Verified, why) });
             if let Some(last) = self.last.as_mut().filter(|last| last.id == id) {
@@ -177,9 +190,11 @@ impl Agent {
     }
 
     /// A change that was cut short has its number and its account all the same.
-    pub(super) fn note_cut_short(&mut self, cut: CutShort, ended: &Result<Recovery, ApplyError>) {
+    pub(super) fn note_cut_short(&mut self, cut: &CutShort, ended: &Result<Recovery, ApplyError>) {
+        let is_still_bad = self.applier.state().undoing.failures > cut.undoing_failures;
         let (event, how_it_ended) = match ended {
             Ok(Recovery::Clean) => return,
+            Ok(_) if is_still_bad => (Event::Failed, "it could not be undone yet".to_owned()),
             Ok(Recovery::NothingDone) => (Event::Failed, "nothing was changed".to_owned()),
             Ok(Recovery::Finished(_)) if cut.is_roll_back => {
                 (Event::RolledBack, "it was brought to its end".into())
@@ -199,11 +214,22 @@ impl Agent {
         let entry = Entry {
             diff: diff(&from, &to),
             how: Some(cut.intent.how),
+            undoes: cut.undoes.clone(),
             ..Entry::new(cut.id, event, why)
         };
+        if event != Event::Changed {
+            self.forget_watched(cut.id);
+        }
         self.note(&entry);
         if self.journal.is_some() && event != Event::HandsOff {
             self.last = Some(entry);
+        }
+    }
+
+    /// A change that did not come about has nothing to stand.
+    fn forget_watched(&mut self, id: u64) {
+        if let Err(error) = self.applier.remember(|state| state.watched.retain(|&it| it != id)) {
+            tracing::warn!(%error, "That a change did not come about could not be noted.");
         }
     }
 

@@ -15,7 +15,7 @@ use embassy_time::Timer;
 
 use super::{Agent, Calls, Mode, Report, Request, Tick, Verdict};
 use crate::clock;
-use crate::fs::{self, FileError, Files, RealFiles};
+use crate::fs::{self, FileError, Files, MODE_STATE, RealFiles};
 use crate::sampler::Link;
 
 /// The status file is renewed at least this often, and whenever the verdict changes.
@@ -165,7 +165,8 @@ impl StatusFile {
     pub fn write(&mut self, report: &Report) -> Result<(), FileError> {
         let aside = fs::aside(&self.path);
         let text = serde_json::to_vec_pretty(report).map_err(io::Error::from);
-        text.and_then(|text| std::fs::write(&aside, text)).map_err(fs::at("write", &aside))?;
+        text.and_then(|text| fs::write_new(&aside, &text, MODE_STATE).map(drop))
+            .map_err(fs::at("write", &aside))?;
         RealFiles.rename(&aside, &self.path).map_err(fs::at("replace", &self.path))?;
         self.written = Some((StdInstant::now(), self.news));
         Ok(())

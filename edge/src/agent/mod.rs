@@ -115,8 +115,6 @@ pub struct Agent {
     is_journal_broken: bool,
     /// The last change, and what was seen of it.
     last: Option<Entry>,
-    /// The numbers of the changes that are being watched, the oldest first.
-    watched: Vec<u64>,
     /// The state vector of the last change.
     reference: Option<Features>,
     /// Nothing could be changed at the last tick: what was watched then begins anew.
@@ -196,12 +194,10 @@ impl Agent {
     /// Ends what was cut short. Where that fails, nothing is changed until a person orders it: each
     /// try may cost the clients a restart.
     fn recover(&mut self) -> Result<(), ApplyError> {
-        let state = self.applier.state();
-        let (id, is_roll_back) = (state.last_decision, state.rolls_back);
-        let cut = state.intent.map(|intent| CutShort { id, intent, is_roll_back });
+        let cut = CutShort::of(self.applier.state());
         let ended = self.applier.recover();
         if let Some(cut) = cut {
-            self.note_cut_short(cut, &ended);
+            self.note_cut_short(&cut, &ended);
         }
         self.unended = ended.as_ref().err().map(ToString::to_string);
         self.recall();
@@ -275,7 +271,6 @@ impl Agent {
             journal: None,
             is_journal_broken: false,
             last: None,
-            watched: Vec::new(),
             reference: None,
             was_restrained: false,
             unended: None,
@@ -307,11 +302,6 @@ impl Agent {
             let before = state.before.filter(is_young).map_or(serving, |before| before.health);
             controller.watch_again(clock::now(), state.good.unwrap_or_default(), before);
             controller.undo_again(state.undoing);
-            self.watched = self.journal.as_ref().map(Journal::watched).unwrap_or_default();
-            if self.watched.is_empty() {
-                // A power cut cost the journal its account.
-                self.watched.push(state.last_decision);
-            }
         }
         self.controller = controller;
     }

@@ -192,8 +192,9 @@ impl Agent {
         };
         let decision = self.controller.step(sample.at, &inputs);
         if mode == Mode::Act && was_watching && !self.controller.is_watching() {
+            let verified = self.applier.state().watched.clone();
             self.note_good();
-            self.note_verified();
+            self.note_verified(&verified);
         }
         if mode == Mode::Act {
             self.note_idle_request();
@@ -574,7 +575,7 @@ impl Agent {
             return;
         }
         tracing::warn!(pid = process.pid, "The broker was restarted during the reload.");
-        self.controller.broker_restarted();
+        self.controller.restarted_at_reload();
     }
 
     /// Tells the controller how a decision ended: a roll-back that failed may still have taken what it

@@ -33,7 +33,9 @@ use crate::control::{Broker, ControlError};
 use crate::fs::{self, Digest, FileError, Files, MODE_CONF};
 use crate::pid::ProcessId;
 use crate::ready::{self, Missing, READY_TIMEOUT, Ready};
-use crate::state::{Before, Effective, How, Intent, Standing, State, StateError, StateStore};
+use crate::state::{
+    Before, Effective, How, Intent, Standing, State, StateError, StateStore, WATCHED_MAX,
+};
 
 /// How long after a reload the broker is looked at again: 2.0 holds a signal back for up to 100 ms.
 const SETTLE: Duration = Duration::from_millis(150);
@@ -199,6 +201,16 @@ impl Applier {
         self.is_unstored = true;
         self.state.last_decision += 1;
         self.state.last_decision
+    }
+
+    /// A change that is about to be made; stored as [`Applier::number_decision`].
+    pub fn note_watched(&mut self, id: u64) {
+        self.is_unstored = true;
+        let watched = &mut self.state.watched;
+        if watched.len() >= WATCHED_MAX {
+            watched.remove(0);
+        }
+        watched.push(id);
     }
 
     /// No decision gets a number up to `highest` again. Stored as [`Applier::number_decision`].
@@ -370,6 +382,7 @@ impl Applier {
     /// [`FileError`] where it can't be stored.
     pub fn mark_good(&mut self) -> Result<(), FileError> {
         self.remember(|state| {
+            state.watched.clear();
             state.undoing = Undoing::default();
             if state.good != state.written {
                 (state.good_before, state.good) = (state.good, state.written);

@@ -3,6 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use brokertuner_core::Knob;
 use nix::errno::Errno;
 use nix::sys::signal::kill;
 use nix::unistd::{AccessFlags, Pid, access};
@@ -201,6 +202,10 @@ fn signals(site: &Site) -> Option<Check> {
     }
     // Where it is not known, another line says so.
     let pid = site.broker.process().ok()?.pid;
+    let is_saved = site.envelope.site.get(Knob::Persistence) != 0 && site.paths.database.is_some();
+    if site.broker.reload != Method::Signal && !is_saved {
+        return None;
+    }
     let remedy = "run edge as root or as the broker's user, or beside the helper";
     match kill(Pid::from_raw(pid), None) {
         Err(Errno::EPERM) => {

@@ -221,6 +221,31 @@ fn each_change_that_stands_its_verification_is_told() {
     assert_eq!(ids(Event::Verified), ids(Event::Changed), "{entries:?}");
 }
 
+/// What a person undid has nothing more to stand.
+#[test]
+fn a_change_that_was_ordered_back_is_not_verified_later() {
+    let broker = Broker::start("");
+    let rules = "[decide]\ndwell_s = 0\nverify_window_s = 2\nrestarts_per_hour_max = 32\n";
+    let mut agent = Agent::start(site(&broker, rules), Box::new(policy)).unwrap();
+    let is_change = |tick: &Tick| matches!(tick.verdict, Verdict::Changed(..));
+    until(&mut agent, "a change", is_change);
+    let first = agent.applier().state().watched.clone();
+    assert_eq!(first.len(), 1);
+    assert!(agent.obey(&Order::Rollback { allow_state_loss: true }).done);
+    assert!(agent.obey(&Order::Resume).done);
+    until(&mut agent, "it once more", is_change);
+    until(&mut agent, "its verification", |_| agent_is_content(&broker));
+    let entries = Journal::in_dir(&broker.path("state")).read().unwrap();
+    let verified: Vec<_> = entries.iter().filter(|it| it.event == Event::Verified).collect();
+    assert_eq!(verified.len(), 1, "{entries:?}");
+    assert!(!first.contains(&verified[0].id), "{entries:?}");
+}
+
+fn agent_is_content(broker: &Broker) -> bool {
+    let entries = Journal::in_dir(&broker.path("state")).read().unwrap();
+    entries.iter().any(|entry| entry.event == Event::Verified)
+}
+
 /// The agent can't connect, for a reason of its own; the clients are fine. It must not restart the
 /// broker at each of its own starts, and not at all in between.
 #[test]
