@@ -494,17 +494,20 @@ impl Controller {
             let site = knob.spec().value(inputs.envelope.site.get(knob));
             settings = settings.with(knob, site.map_or(Setting::Unwritten, Setting::Value));
         }
-        for knob in disowned.iter() {
-            settings = settings.with(knob, Setting::Unwritten);
-        }
-        // A queue and a window belong together, also where one of them is the site's now.
-        let confined = inputs.envelope.confine(settings);
-        for knob in [Knob::InflightMessagesMax, Knob::QueuedMessagesMax] {
-            if !disowned.is_empty() {
-                settings = settings.with_that_of(knob, &confined);
-            }
+        if !disowned.is_empty() {
+            settings = Self::without(settings, disowned, &inputs.envelope);
         }
         (settings != self.written).then_some(settings)
+    }
+
+    /// `settings` without the lines that are no longer ours.
+    fn without(settings: Settings, disowned: KnobSet, envelope: &Envelope) -> Settings {
+        let gone = |settings: Settings, knob| settings.with(knob, Setting::Unwritten);
+        let settings = disowned.iter().fold(settings, gone);
+        // A queue and a window belong together, also where one of them is the site's now.
+        let confined = envelope.confine(settings);
+        let settings = settings.with_that_of(Knob::InflightMessagesMax, &confined);
+        settings.with_that_of(Knob::QueuedMessagesMax, &confined)
     }
 
     /// `settings` inside the envelope, as a reload may write them. What only a restart takes over, and
