@@ -298,7 +298,7 @@ fn a_pid_file_that_names_nobody_stops_the_change() {
             config.state_dir = place.path(case);
         });
         let path = place.path("pid").display().to_string();
-        ended.assert_says(case, NO, &[word, &path, "the broker's process is not known"]);
+        ended.assert_says(case, NO, &[word, &path, "nothing is changed"]);
         place.assert_untouched(case);
     }
 }
