@@ -329,7 +329,10 @@ impl Envelope {
             let (queue, window) = self.queue_and_window(s);
             queue >= QUEUE_WINDOWS_MIN * window
         };
-        if is_inside(&settings) {
+        let pair = [Knob::InflightMessagesMax, Knob::QueuedMessagesMax];
+        let is_the_sites = pair.iter().all(|&knob| settings.get(knob) == Setting::Unwritten);
+        // What the site sets by itself is its own affair.
+        if is_the_sites || is_inside(&settings) {
             return settings;
         }
         let (_, window) = self.queue_and_window(&settings);
