@@ -286,11 +286,8 @@ fn what_a_reload_did_a_reload_undoes() {
     assert!(matches!(change, Decision::Change { apply: Apply::Reload, .. }), "{change:?}");
     controller.applied(at(0), &change, Outcome::Done, healthy());
     let sick = Inputs { health: Health::default(), state_at_risk: true, ..inputs };
-    let undone = (5..60).step_by(5).find_map(|second| match controller.step(at(second), &sick) {
-        Decision::RollBack { settings, apply, .. } => Some((settings, apply)),
-        _ => None,
-    });
-    assert_eq!(undone, Some((Settings::UNWRITTEN, Apply::Reload)));
+    let (settings, apply, _) = until_undone(&mut controller, 5, &sick).unwrap();
+    assert_eq!((settings, apply), (Settings::UNWRITTEN, Apply::Reload));
 }
 
 #[test]
@@ -301,11 +298,8 @@ fn a_reload_that_ended_the_broker_is_judged_as_a_restart() {
     controller.applied(at(0), &change, Outcome::Done, healthy());
     controller.restarted_at_reload();
     let lonely = Inputs { health: Health { clients: Some(1.0), ..healthy() }, ..inputs };
-    let undone = (5..120).find_map(|second| match controller.step(at(second), &lonely) {
-        Decision::RollBack { reason, .. } => Some(reason),
-        _ => None,
-    });
-    assert_eq!(undone, Some(RollBackReason::ClientsLost));
+    let (_, _, reason) = until_undone(&mut controller, 5, &lonely).unwrap();
+    assert_eq!(reason, RollBackReason::ClientsLost);
 }
 
 /// A line that may no longer be there leaves with the next restart.

@@ -309,26 +309,27 @@ mod tests {
     }
 
     #[test]
-    fn root_leaves_records_to_the_agent_and_follows_no_link_of_its() {
-        if !nix::unistd::geteuid().is_root() {
-            return;
-        }
+    fn records_are_followed_through_no_link_and_are_the_agents() {
         let dir = tempfile::tempdir().unwrap();
-        std::os::unix::fs::chown(dir.path(), Some(65534), Some(65534)).unwrap();
         let path = |name: &str| dir.path().join(name);
-        open_own(&path("lock")).unwrap();
-        replace(&RealFiles, &path("edge.state"), Some(b"one\n"), MODE_STATE).unwrap();
-        for name in ["lock", "edge.state"] {
-            let found = fs::metadata(path(name)).unwrap();
-            assert_eq!((found.uid(), found.gid()), (65534, 65534), "{name}");
-        }
         fs::write(path("other"), "precious").unwrap();
         std::os::unix::fs::symlink(path("other"), path("journal.jsonl")).unwrap();
-        assert!(open_own(&path("journal.jsonl")).is_err());
-        assert_eq!(fs::read(path("other")).unwrap(), b"precious");
-        fs::hard_link(path("other"), path("journal")).unwrap();
-        assert!(open_own(&path("journal")).is_err());
-        assert_eq!(fs::metadata(path("other")).unwrap().uid(), 0);
+        fs::hard_link(path("other"), path("lock")).unwrap();
+        let owner = fs::metadata(dir.path()).unwrap().uid();
+        // Only root may give a directory away; the agent's records are its own all the same.
+        let agent = if nix::unistd::geteuid().is_root() { 65534 } else { owner };
+        std::os::unix::fs::chown(dir.path(), Some(agent), None).unwrap();
+        for name in ["journal.jsonl", "lock"] {
+            assert!(open_own(&path(name)).is_err(), "{name}");
+        }
+        let other = fs::metadata(path("other")).unwrap();
+        assert_eq!((other.uid(), fs::read(path("other")).unwrap()), (owner, b"precious".to_vec()));
+
+        open_own(&path("own")).unwrap();
+        replace(&RealFiles, &path("edge.state"), Some(b"one\n"), MODE_STATE).unwrap();
+        for name in ["own", "edge.state"] {
+            assert_eq!(fs::metadata(path(name)).unwrap().uid(), agent, "{name}");
+        }
     }
 
     #[test]

@@ -331,13 +331,14 @@ fn roll_back(
         let said = "it takes a restart that would lose sessions or messages, or may; `edge rollback --allow-state-loss` does it all the same";
         return Ok(Answer::new(order, false, said).with(&plan));
     }
-    // First: whatever becomes of the change, it is not made again.
-    let standing = applier.remember(|state| {
+    // First: whatever becomes of the change, it is not made again. What can't be stored now is with
+    // what is stored last.
+    let _ = applier.remember(|state| {
         state.standing = Standing::Paused;
         (state.pinned, state.scheduled) = (None, None);
     });
     let applied = applier.roll_back(target, plan.how, &facts.envelope.site)?;
-    let noted = applier.mark_good().and(standing);
+    let noted = applier.mark_good();
     let said = format!(
         "the settings of before are back, {}; paused until `edge resume`{}",
         by(&plan, &applied),
@@ -369,7 +370,7 @@ fn restore(
         plan.how = How::Reload;
     }
     let applied = applier.roll_back(None, plan.how, &facts.envelope.site)?;
-    let noted = applier.mark_good().and(standing);
+    let noted = applier.mark_good();
     // A reload leaves persistence as it is, and says so in the drop-in.
     let left = applier.state().written;
     plan.to = left.unwrap_or_default();

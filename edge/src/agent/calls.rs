@@ -51,3 +51,27 @@ impl Call {
         answer.await.ok()
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests {
+    use super::*;
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
+    #[test]
+    fn an_order_finds_a_place_beside_a_flood() {
+        let (call, _calls) = Call::queue();
+        let mut context = Context::from_waker(Waker::noop());
+        let mut waiting = Vec::new();
+        for number in 0..20 {
+            let call = call.clone();
+            let mut asked = Box::pin(async move { call.knobs(KnobsRequest::default()).await });
+            let is_refused = matches!(asked.as_mut().poll(&mut context), Poll::Ready(None));
+            assert_eq!(is_refused, number >= CALLS_MAX - KEPT_FOR_ORDERS, "{number}");
+            waiting.push(asked);
+        }
+        let order = pin!(call.order(Order::Pause));
+        assert!(order.poll(&mut context).is_pending(), "it waits for the agent");
+    }
+}

@@ -203,6 +203,7 @@ fn a_running_agent_tunes_tells_and_stops_cleanly() {
 
     let (code, _, err) = on(&config, &["once"]);
     assert!(code == 2 && err.contains("another edge is at work"), "{code}: {err}");
+    an_old_status_is_not_passed_off_as_news(&broker, &config, &agent);
 
     fs::write(broker.drop_in(), "max_queued_messages 300\n").unwrap();
     eventually("hands off", || said().contains("edited by hand").then_some(()));
@@ -214,6 +215,21 @@ fn a_running_agent_tunes_tells_and_stops_cleanly() {
     let (code, out, err) = on(&config, &["status"]);
     assert_eq!(code, 1);
     assert!(err.contains("not running") && out.contains("hands_off"), "{out}{err}");
+}
+
+/// As on a full disk, where it stays as it was.
+fn an_old_status_is_not_passed_off_as_news(broker: &Broker, config: &Path, agent: &Running) {
+    assert_eq!(on(config, &["status"]).0, 0);
+    let pid = Pid::from_raw(i32::try_from(agent.0.id()).unwrap());
+    kill(pid, Signal::SIGSTOP).unwrap();
+    let file = broker.path("state/status.json");
+    let mut report: Report = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    report.at_unix_s -= 600;
+    fs::write(&file, serde_json::to_vec(&report).unwrap()).unwrap();
+    let (code, out, err) = on(config, &["status"]);
+    kill(pid, Signal::SIGCONT).unwrap();
+    let is_told = err.contains("this is what it said 60") && err.contains("can't be written");
+    assert!(code == 1 && is_told && out.starts_with("as of     20"), "{code}: {out}{err}");
 }
 
 #[test]

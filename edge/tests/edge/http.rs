@@ -13,7 +13,7 @@ use prometheus_parse::{Scrape, Value as Metric};
 use serde_json::{Value, json};
 
 use super::broker::{Broker, eventually, mosquittos};
-use super::cli::on;
+use super::cli::{Running, on};
 use super::model;
 use super::orders::Site;
 
@@ -38,6 +38,15 @@ fn site(mosquitto: &Path, listen: &str, knobs: &str) -> Site {
     let http = format!("[http]\nlisten = \"{listen}\"\ntoken_file = \"{token}\"\n");
     let config = broker.edge_config(&model, &format!("{decide}{http}{knobs}"));
     Site { broker, config }
+}
+
+/// A broker, and an agent that can be asked.
+fn served() -> (Http, Site, Running) {
+    let http = Http(free_address());
+    let site = site(&mosquittos()[0], &http.0.to_string(), "");
+    let agent = site.agent();
+    http.up();
+    (http, site, agent)
 }
 
 /// Status and body of the answer to these very bytes.
@@ -190,10 +199,8 @@ fn options_are_set_scheduled_and_refused() {
     }
 }
 
-/// What waits keeps its number, and what is set meanwhile has one of its own; no input of the
-/// policy's weighed in either.
-#[test]
-fn what_is_set_meanwhile_is_another_decision() {
+/// An agent that may not restart its broker at any hour.
+fn in_quiet_hours() -> (Http, Site, Running) {
     let http = Http(free_address());
     let site = site(&mosquittos()[0], &http.0.to_string(), "");
     let quiet = "[decide]\nquiet_hours = [\"00:00-12:00\", \"12:00-00:00\"]\n";
@@ -202,6 +209,14 @@ fn what_is_set_meanwhile_is_another_decision() {
     let agent = site.agent();
     http.up();
     site.until_tuned();
+    (http, site, agent)
+}
+
+/// What waits keeps its number, and what is set meanwhile has one of its own; no input of the
+/// policy's weighed in either.
+#[test]
+fn what_is_set_meanwhile_is_another_decision() {
+    let (http, site, agent) = in_quiet_hours();
     let (status, body) = http.post("/apply_knobs", &json!({"set_tcp_nodelay": true}));
     assert_eq!(status, 202, "{body}");
     let waiting = body["id"].as_u64();
@@ -228,14 +243,7 @@ fn what_is_set_meanwhile_is_another_decision() {
 /// The later word holds, and two that would be in force together are judged together.
 #[test]
 fn what_waits_and_what_is_set_now_are_one() {
-    let http = Http(free_address());
-    let site = site(&mosquittos()[0], &http.0.to_string(), "");
-    let quiet = "[decide]\nquiet_hours = [\"00:00-12:00\", \"12:00-00:00\"]\n";
-    let text = fs::read_to_string(&site.config).unwrap();
-    fs::write(&site.config, text.replace("[decide]\n", quiet)).unwrap();
-    let agent = site.agent();
-    http.up();
-    site.until_tuned();
+    let (http, site, agent) = in_quiet_hours();
     let (status, body) = http.post("/apply_knobs", &json!({"set_tcp_nodelay": true}));
     assert_eq!(status, 202, "{body}");
     let taken_back = body["id"].to_string();
@@ -289,10 +297,7 @@ fn all_eleven_options_are_accepted_where_the_operator_says_so() {
 
 #[test]
 fn reading_needs_no_token_and_is_true() {
-    let http = Http(free_address());
-    let site = site(&mosquittos()[0], &http.0.to_string(), "");
-    let agent = site.agent();
-    http.up();
+    let (http, site, agent) = served();
     site.until_tuned();
     assert_eq!(http.get("/healthz"), (200, "{\"status\":\"ok\"}\n".into()));
     let (status, body) = http.get("/status");
@@ -336,10 +341,7 @@ fn reading_needs_no_token_and_is_true() {
 
 #[test]
 fn everything_else_is_refused_in_words() {
-    let http = Http(free_address());
-    let site = site(&mosquittos()[0], &http.0.to_string(), "");
-    let agent = site.agent();
-    http.up();
+    let (http, site, agent) = served();
     site.until_tuned();
     let error = |reason: &str| json!({"status": "error", "reason": reason});
     let needs_token = error("send `Authorization: Bearer TOKEN` with the token of http.token_file");
@@ -375,10 +377,7 @@ fn everything_else_is_refused_in_words() {
 
 #[test]
 fn what_is_no_proper_request_is_refused_in_words() {
-    let http = Http(free_address());
-    let site = site(&mosquittos()[0], &http.0.to_string(), "");
-    let agent = site.agent();
-    http.up();
+    let (http, site, agent) = served();
     let error = |reason: &str| json!({"status": "error", "reason": reason});
     let long = "x".repeat(5000);
     let (no_http, too_long) =
@@ -438,10 +437,7 @@ fn without_a_token_file_nothing_is_set() {
 /// Those who never finish a request are let go after 5 s, and others are served meanwhile.
 #[test]
 fn slow_and_many_clients_cost_nothing_but_themselves() {
-    let http = Http(free_address());
-    let site = site(&mosquittos()[0], &http.0.to_string(), "");
-    let agent = site.agent();
-    http.up();
+    let (http, _site, agent) = served();
     let started = Instant::now();
     let mut slow: Vec<TcpStream> = (0..4)
         .map(|_| {

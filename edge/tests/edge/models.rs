@@ -220,7 +220,16 @@ fn a_model_is_replaced_while_the_agent_runs_and_a_bad_one_is_not() {
     assert!(told.lines().any(|line| line.contains(replaced) && of_both(line)), "{told}");
     assert_eq!(told.matches("a new model was refused: ").count(), 3, "{told}");
 
-    // The accepted one was kept: the agent starts with it, and says so.
+    // The accepted one was kept: the agent starts with it, and says so, once.
+    put(&file, &model_bytes(&NARROW, 0, Some(&key)));
+    for _ in 0..2 {
+        let mut agent = Agent::start(&broker, &config);
+        let pid = agent.process.0.id();
+        agent.until("a look of its own", |report| report.agent_pid == pid);
+        agent.stop();
+        let (_, told, _) = on(&config, &["explain"]);
+        assert_eq!(told.matches("a new model was refused: ").count(), 4, "{told}");
+    }
     let mut agent = Agent::start(&broker, &config);
     let report = agent.until("the kept model", |report| {
         report.model.as_ref().is_some_and(|model| model.file.ends_with("accepted.btm"))
