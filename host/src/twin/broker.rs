@@ -67,6 +67,10 @@ pub(super) struct Broker {
     pid: u32,
     started: Slice,
     down_until: Option<Slice>,
+    /// Of the heap; 0: none.
+    memory_limit_bytes: u64,
+    /// A reload set the limit below what is held: it serves nobody until a restart.
+    is_starved: bool,
     heap_bytes_max: u64,
     rss_bytes: u64,
     /// Packets of `$SYS` that the agent was sent.
@@ -101,6 +105,8 @@ impl Broker {
             pid: 1,
             started: Slice::START,
             down_until: None,
+            memory_limit_bytes: settings.effective(Knob::MemoryLimit, &site),
+            is_starved: false,
             heap_bytes_max: 0,
             rss_bytes: calibration.rss_bytes_base,
             own_received: 0,
@@ -131,19 +137,47 @@ impl Broker {
         self.settings.effective(Knob::QueueQos0, &self.site) != 0
     }
 
-    /// New settings by a reload: only what is reloadable takes effect.
+    /// Whether memory is limited.
+    pub(super) fn has_memory_limit(&self) -> bool {
+        self.memory_limit_bytes > 0
+    }
+
+    /// Whether the limit leaves no room for another message.
+    pub(super) fn is_out_of_memory(&self) -> bool {
+        self.has_memory_limit() && self.heap_bytes() >= self.memory_limit_bytes
+    }
+
+    /// Whether a reload left it without memory: its process lives and serves nobody.
+    pub(super) fn is_starved(&self) -> bool {
+        self.is_starved
+    }
+
+    /// New settings by a reload: only what is reloadable takes effect. The memory limit stays where its
+    /// line goes, and one below what is held can't be undone by another reload (mosquitto.md 3, 5.1).
     pub(super) fn reload(&mut self, settings: &Settings) {
+        if self.is_starved {
+            return;
+        }
         self.settings = self.settings.with_those_of(settings, Apply::Reload);
+        let limit = settings.get(Knob::MemoryLimit).value().unwrap_or(self.memory_limit_bytes);
+        let is_other = std::mem::replace(&mut self.memory_limit_bytes, limit) != limit;
+        if is_other && self.is_out_of_memory() {
+            self.is_starved = true;
+            self.down_until = Some(Slice::NEVER);
+        }
     }
 
     /// New settings by a restart; all connections are gone until the broker is up. `clean` is what
     /// only clean sessions wait for.
     pub(super) fn restart(&mut self, now: Slice, settings: &Settings, clean: Orphans) {
-        let was_saved = self.persists();
+        // A save takes memory as well.
+        let was_saved = self.persists() && !self.is_starved;
         let mib = self.held.bytes as f64 / 1_048_576.0;
-        let saves = if self.persists() { mib * self.calibration.save_us_per_mib } else { 0.0 };
+        let saves = if was_saved { mib * self.calibration.save_us_per_mib } else { 0.0 };
         let us = self.calibration.restart_us + 2.0 * saves;
         self.settings = *settings;
+        self.memory_limit_bytes = settings.effective(Knob::MemoryLimit, &self.site);
+        self.is_starved = false;
         self.orphans = if was_saved && self.persists() { clean } else { Orphans::default() };
         self.limits = limits(settings, &self.site, &self.calibration);
         self.counters = Counters::default();
@@ -274,7 +308,7 @@ impl Broker {
         Sample {
             at: self.instant(now),
             sys: self.frame,
-            proc: self.is_up(now).then(|| ProcSample {
+            proc: (self.is_up(now) || self.is_starved).then(|| ProcSample {
                 pid: self.pid,
                 start_ticks: u64::from(self.started.since(Slice::START).slices()),
                 rss_bytes: self.rss_bytes,

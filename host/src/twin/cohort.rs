@@ -129,6 +129,11 @@ impl Publishers {
         self.unsent_count = 0;
     }
 
+    /// Whether the broker has something of it to read.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.inbox_count > 0
+    }
+
     /// What the broker reads of it: so many packets at the most.
     pub(super) fn read(&mut self, count: u32) -> Option<Batch> {
         take_front(&mut self.inbox, &mut self.inbox_count, count)

@@ -6,7 +6,8 @@ use crate::env::broker::site_values;
 use crate::scenario::{Rate, Scenario};
 use crate::trial::Profile;
 use brokertuner_core::knobs::Apply;
-use brokertuner_core::{Action, Envelope, Settings, render};
+use brokertuner_core::sample::Sys;
+use brokertuner_core::{Action, Envelope, Knob, Settings, render};
 use rand::{RngExt as _, SeedableRng as _};
 use rand_pcg::Pcg64Mcg;
 use std::sync::Arc;
@@ -187,6 +188,52 @@ fn what_waits_for_clean_sessions_weighs_until_the_restart_after_next() {
         held >= 17 && after_one >= held - 2 && after_two <= 12,
         "{held} {after_one} {after_two}"
     );
+}
+
+fn with_memory_limit(bytes: u64) -> Settings {
+    let mut settings = Settings::UNWRITTEN;
+    settings.set(Knob::MemoryLimit, bytes).unwrap();
+    settings
+}
+
+/// A limit that is met disconnects who sends, and stays where its line goes.
+#[test]
+fn a_memory_limit_holds_the_memory_and_disconnects_publishers() {
+    let limit = Knob::MemoryLimit.spec().min;
+    let mut scenario = Scenario::load("bulk-payload").unwrap();
+    scenario.rss_limit_bytes = u64::MAX;
+    let peak = |settings: &Settings| {
+        let mut world = unconfigured(scenario.clone());
+        world.apply(settings, Apply::Reload);
+        world.advance(20.0);
+        // Without its line nothing changes.
+        world.apply(&Settings::UNWRITTEN, Apply::Reload);
+        world.advance(20.0);
+        (world.rss_bytes_max(), world.sample().sys.get(Sys::PublishReceived).unwrap())
+    };
+    let (free, limited) = (peak(&Settings::UNWRITTEN), peak(&with_memory_limit(limit)));
+    // Resident are its code and what the allocator keeps as well.
+    assert!(limited.0 < limit + (12 << 20) && free.0 > limit + (20 << 20), "{free:?} {limited:?}");
+    assert!(4 * limited.1 < 3 * free.1, "{free:?} {limited:?}");
+}
+
+/// mosquitto.md 5.1: only a restart helps.
+#[test]
+fn a_memory_limit_below_what_is_held_disables_the_broker_until_a_restart() {
+    let mut world = unconfigured(Scenario::load("bulk-payload").unwrap());
+    world.advance(20.0);
+    assert!(world.is_serving());
+    let pid = |world: &World| world.sample().proc.map(|process| process.pid);
+    world.apply(&with_memory_limit(Knob::MemoryLimit.spec().min), Apply::Reload);
+    world.advance(5.0);
+    world.apply(&with_memory_limit(0), Apply::Reload);
+    let _ = world.window();
+    world.advance(5.0);
+    assert!(!world.is_serving() && pid(&world) == Some(1));
+    assert_eq!(world.window(), Some(0.0));
+    world.apply(&with_memory_limit(0), Apply::Restart);
+    world.advance(5.0);
+    assert!(world.is_serving() && pid(&world) == Some(2));
 }
 
 #[test]

@@ -163,7 +163,12 @@ impl World {
     /// Changes the broker's settings.
     pub fn apply(&mut self, settings: &Settings, how: Apply) {
         match how {
-            Apply::Reload => self.broker.reload(settings),
+            Apply::Reload => {
+                self.broker.reload(settings);
+                if self.broker.is_starved() {
+                    self.lose_all(true);
+                }
+            }
             Apply::Restart => self.restart(settings),
         }
     }
@@ -284,7 +289,8 @@ impl World {
         self.count();
         self.broker.keep_house(self.now);
         let slices_per_sample = (100_000 / self.config.slice_us).max(1);
-        if self.now.since(Slice::START).slices().is_multiple_of(slices_per_sample) {
+        let is_due = self.now.since(Slice::START).slices().is_multiple_of(slices_per_sample);
+        if is_due || self.broker.has_memory_limit() {
             self.look_at_memory();
         }
         self.now = self.now + Span::ONE;
@@ -504,6 +510,10 @@ impl World {
         let queues_qos0 = self.broker.queues_qos0();
         let mut groups = self.live.iter_mut().flat_map(|s| s.publishers.iter_mut().enumerate());
         let Some((p, publishers)) = groups.nth(turn) else { return };
+        if publishers.is_waiting() && self.broker.is_out_of_memory() {
+            // Whoever sends is disconnected (mosquitto.md 5.1): alike clients all.
+            publishers.lose(now + publishers.reconnect);
+        }
         let batch = publishers.clients.checked_sub(self.round.read).filter(|left| *left > 0);
         let Some(batch) = batch.and_then(|left| publishers.read(left.min(self.round.at_once)))
         else {
@@ -606,10 +616,15 @@ impl World {
     }
 
     fn restart(&mut self, settings: &Settings) {
-        let was_kept = self.broker.persists();
+        // What was kept since the last save is lost where memory does not suffice for one.
+        let was_kept = self.broker.persists() && !self.broker.is_starved();
         let clean = self.waited_for_by_clean_sessions();
         self.broker.restart(self.now, settings, clean);
-        let session_lives = was_kept && self.broker.persists();
+        self.lose_all(was_kept && self.broker.persists());
+    }
+
+    /// Disconnects everyone.
+    fn lose_all(&mut self, session_lives: bool) {
         let now = self.now;
         for connection in &mut self.connections {
             let back = match connection.back {
