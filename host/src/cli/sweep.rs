@@ -8,8 +8,8 @@ use brokertuner_core::features::Schema;
 
 /// Random settings that the library is chosen from.
 const LIBRARY_POOL: usize = 80;
-/// Sites that it is chosen by.
-const LIBRARY_SITES: u64 = 160;
+/// Sites that it is chosen by, at most.
+const LIBRARY_SITES_MAX: u64 = 160;
 
 /// How much is tried before the first step.
 #[derive(Clone, Debug, clap::Args)]
@@ -30,6 +30,12 @@ pub(crate) struct SweepArgs {
 }
 
 impl SweepArgs {
+    /// A short training spends no more on its library than on half a round.
+    fn library_sites(&self) -> u64 {
+        let trials = self.sweep_sites * u64::from(self.sweep_tries);
+        (trials / 2 / LIBRARY_POOL as u64).clamp(1, LIBRARY_SITES_MAX)
+    }
+
     /// The sweep of these options.
     pub(crate) fn config(&self, parts: Parts) -> SweepConfig {
         SweepConfig {
@@ -40,7 +46,7 @@ impl SweepArgs {
             reward: parts.reward,
             tuned: crate::env::trained(),
             library_pool: LIBRARY_POOL,
-            library_sites: LIBRARY_SITES,
+            library_sites: self.library_sites(),
             rounds: self.sweep_rounds,
             sites: self.sweep_sites,
             tries: usize::from(self.sweep_tries),
