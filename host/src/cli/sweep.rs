@@ -30,10 +30,10 @@ pub(crate) struct SweepArgs {
 }
 
 impl SweepArgs {
-    /// A short training spends no more on its library than on half a round.
+    /// A short training spends no more on its library than on a round.
     fn library_sites(&self) -> u64 {
         let trials = self.sweep_sites * u64::from(self.sweep_tries);
-        (trials / 2 / LIBRARY_POOL as u64).clamp(1, LIBRARY_SITES_MAX)
+        (trials / LIBRARY_POOL as u64).clamp(1, LIBRARY_SITES_MAX)
     }
 
     /// The sweep of these options.
@@ -64,4 +64,23 @@ pub(crate) struct Parts {
     pub(crate) schema: Schema,
     pub(crate) reward: RewardKind,
     pub(crate) seed: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_library_takes_no_more_trials_than_a_round() {
+        for (sites, tries, expected) in [(1, 1, 1), (400, 12, 60), (1500, 12, 160), (5000, 12, 160)]
+        {
+            let args = SweepArgs {
+                sweep_rounds: 1,
+                sweep_sites: sites,
+                sweep_tries: tries,
+                sweep_updates: 1,
+            };
+            assert_eq!(args.library_sites(), expected, "{sites} {tries}");
+        }
+    }
 }

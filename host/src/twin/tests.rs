@@ -236,6 +236,26 @@ fn a_memory_limit_below_what_is_held_disables_the_broker_until_a_restart() {
     assert!(world.is_serving() && pid(&world) == Some(2));
 }
 
+/// The save at its end fails as well.
+#[test]
+fn a_broker_without_memory_loses_what_durable_sessions_wait_for() {
+    let mut scenario = Scenario::load("bulk-payload").unwrap();
+    scenario.broker.persistence = true;
+    scenario.phases[0].subscribe[0].clean_session = false;
+    let waiting = |limit: Option<u64>| {
+        let mut world = unconfigured(scenario.clone());
+        world.advance(20.0);
+        if let Some(limit) = limit {
+            world.apply(&with_memory_limit(limit), Apply::Reload);
+        }
+        world.apply(&Settings::UNWRITTEN, Apply::Restart);
+        world.advance(3.0);
+        world.sample().sys.get(Sys::StoreBytes).unwrap() >> 20
+    };
+    let (kept, lost) = (waiting(None), waiting(Some(Knob::MemoryLimit.spec().min)));
+    assert!(kept > 12 && lost < 8, "{kept} {lost}");
+}
+
 #[test]
 fn a_world_repeats_itself() {
     let scenario = Scenario::load("mixed-day").unwrap();

@@ -293,6 +293,10 @@ impl World {
         if is_due || self.broker.has_memory_limit() {
             self.look_at_memory();
         }
+        if is_due && self.broker.is_up(self.now) {
+            let second = second_of(self.now, self.scored_from, self.slices_per_s());
+            self.memory.push(second, self.broker.rss_bytes());
+        }
         self.now = self.now + Span::ONE;
     }
 
@@ -596,10 +600,6 @@ impl World {
         }
         self.broker.held = held;
         self.broker.look_at_memory();
-        let second = second_of(self.now, self.scored_from, self.slices_per_s());
-        if self.broker.is_up(self.now) {
-            self.memory.push(second, self.broker.rss_bytes());
-        }
     }
 
     /// What no durable session waits for too; groups of one kind share their messages, mostly.
@@ -616,7 +616,7 @@ impl World {
     }
 
     fn restart(&mut self, settings: &Settings) {
-        // What was kept since the last save is lost where memory does not suffice for one.
+        // Without memory it does not save; what an earlier save had is not modelled.
         let was_kept = self.broker.persists() && !self.broker.is_starved();
         let clean = self.waited_for_by_clean_sessions();
         self.broker.restart(self.now, settings, clean);
