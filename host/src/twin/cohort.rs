@@ -245,7 +245,7 @@ impl Subscribers {
         }
     }
 
-    /// Goes on in a phase with that many publish groups.
+    /// Goes on in a phase of a load with that many publish groups in one phase at the most.
     pub(super) fn enter(&mut self, group: &SubscribeGroup, publish_groups: usize, slice_us: u32) {
         self.group = group.clone();
         self.is_wanted = true;
@@ -253,7 +253,7 @@ impl Subscribers {
         self.link.set_ack_delay(Span::of_us(us(group.ack_delay), slice_us));
     }
 
-    /// A phase with that many publish groups begins without it.
+    /// A phase of such a load begins without it.
     pub(super) fn leave(&mut self, publish_groups: usize) {
         self.is_wanted = false;
         self.rest = vec![0.0; publish_groups];

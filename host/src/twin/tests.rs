@@ -3,7 +3,7 @@
 use super::judge::Judge;
 use super::*;
 use crate::env::broker::site_values;
-use crate::scenario::{Rate, Scenario};
+use crate::scenario::{Phase, Rate, Scenario};
 use crate::trial::Profile;
 use brokertuner_core::knobs::Apply;
 use brokertuner_core::sample::Sys;
@@ -254,6 +254,23 @@ fn a_broker_without_memory_loses_what_durable_sessions_wait_for() {
     };
     let (kept, lost) = (waiting(None), waiting(Some(Knob::MemoryLimit.spec().min)));
     assert!(kept > 12 && lost < 8, "{kept} {lost}");
+}
+
+/// A saturated broker goes on reading what the phase before has sent. (Sites with such phases ended in
+/// a panic.)
+#[test]
+fn a_phase_with_fewer_publish_groups_follows_a_saturating_one() {
+    let mut scenario = Scenario::load("fanout-saturation").unwrap();
+    let mut first = scenario.phases[0].clone();
+    first.duration_s = 5;
+    let mut other = first.publish[0].clone();
+    other.name = "other".into();
+    first.publish.push(other);
+    let second = Phase { duration_s: 5, ..scenario.phases[0].clone() };
+    scenario.phases = vec![first, second];
+    let slow = Calibration::default().slowed(8.0);
+    let score = play(&scenario, slow).fixed(&Settings::UNWRITTEN).score;
+    assert!(score.is_some_and(|score| (0.0..=1.0).contains(&score)), "{score:?}");
 }
 
 #[test]

@@ -341,7 +341,9 @@ impl World {
             definition.subscribe.iter_mut().for_each(|group| group.offline = None);
         }
         let end = self.now + Span::of_s(definition.duration_s, slice_us);
-        let publish_groups = definition.publish.len();
+        // Of the phase with the most: what the one before has sent is still read in this one.
+        let publish_groups = scenario.phases.iter().map(|phase| phase.publish.len()).max();
+        let publish_groups = publish_groups.unwrap_or(0);
         self.connections.iter_mut().for_each(|connection| connection.leave(publish_groups));
         let expectations: Vec<Expectation> = definition
             .subscribe
