@@ -1,7 +1,7 @@
 //! Disks that are really full or really read-only, in a mount namespace of the agent's own.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use brokertuner_core::Knob;
@@ -32,12 +32,18 @@ fn alone(args: &[&str], config: &Path, dir: &Path, mount: &str) -> (i32, String,
     ended(&command.output().expect(INSTALL))
 }
 
-#[test]
-fn a_full_or_read_only_disk_changes_nothing_and_is_named() {
+/// A broker, and the configuration of an agent that wants to change it.
+fn wanting() -> (Broker, PathBuf) {
     let broker = Broker::start("");
     let model = broker.path("model.btm");
     model::write(&model, &WANTED);
     let config = broker.edge_config(&model, "[decide]\ninterval_ms = 250\nverify_window_s = 1\n");
+    (broker, config)
+}
+
+#[test]
+fn a_full_or_read_only_disk_changes_nothing_and_is_named() {
+    let (broker, config) = wanting();
     fs::create_dir(broker.path("state")).unwrap();
     let before = broker.pid();
     for (dir, mount, remedy) in [
@@ -66,10 +72,7 @@ fn a_full_or_read_only_disk_changes_nothing_and_is_named() {
 /// What is to make things better again needs no room for records.
 #[test]
 fn a_person_takes_back_with_a_full_disk_of_records() {
-    let broker = Broker::start("");
-    let model = broker.path("model.btm");
-    model::write(&model, &WANTED);
-    let config = broker.edge_config(&model, "[decide]\ninterval_ms = 250\nverify_window_s = 1\n");
+    let (broker, config) = wanting();
     let (code, out, err) = on(&config, &["once"]);
     assert_eq!(code, 0, "{out}{err}");
     assert!(broker.drop_in().exists());
