@@ -25,8 +25,11 @@ use std::time::{Duration, Instant};
 /// The loads: the defaults fail on both, and a machine of two cores carries several brokers of
 /// each.
 const SCENARIOS: [&str; 2] = ["wan-uplink", "alarm-burst"];
+/// How often a run that the machine was too slow for is made again: others take a shared machine
+/// for a minute or two at a time (21 of 30 seconds void in the run alone too, measured).
+const AGAIN_MAX: usize = 3;
 /// Nothing is measured again later than this: ten minutes are to be enough.
-const AGAIN_UNTIL: Duration = Duration::from_secs(500);
+const AGAIN_UNTIL: Duration = Duration::from_secs(550);
 /// A tuned score from which the demo counts as a success.
 const TUNED_SCORE_MIN: f64 = 0.9;
 /// Debian's suite whose broker's inflight window holds.
@@ -157,22 +160,26 @@ impl<'a> Demo<'a> {
     }
 
     /// A setter on all scenarios at once, so that every setter shares the machine with as many
-    /// brokers as the others do: outcomes by scenario. What the machine was too slow for is
-    /// measured once more, alone and with a core for the broker.
+    /// brokers as the others do: outcomes by scenario.
     fn measure(&self, setter: &Setter) -> Result<Vec<Outcome>> {
         let trials: Vec<Trial> =
             self.scenarios.iter().map(|scenario| self.trial(scenario, setter)).collect();
-        let mut outcomes = Self::at_once(&trials)?;
-        for (outcome, trial) in outcomes.iter_mut().zip(&trials) {
-            if !outcome.load.is_telling() && self.started.elapsed() < AGAIN_UNTIL {
-                let name = &trial.scenario.name;
-                self.say(&format!(
-                    "    {name} again: the machine was too slow for it beside others"
-                ));
-                *outcome = Trial { pin: true, ..trial.clone() }.run()?;
-            }
+        let outcomes = Self::at_once(&trials)?;
+        outcomes
+            .into_iter()
+            .zip(&trials)
+            .map(|(outcome, trial)| telling(outcome, || self.again(trial)))
+            .collect()
+    }
+
+    /// One more run, alone and with a core for the broker; `None` once there is no time for it.
+    fn again(&self, trial: &Trial) -> Result<Option<Outcome>> {
+        if self.started.elapsed() >= AGAIN_UNTIL {
+            return Ok(None);
         }
-        Ok(outcomes)
+        let name = &trial.scenario.name;
+        self.say(&format!("    {name} again: the machine was too slow for it beside others"));
+        Trial { pin: true, ..trial.clone() }.run().map(Some)
     }
 
     fn at_once(trials: &[Trial]) -> Result<Vec<Outcome>> {
@@ -263,6 +270,25 @@ impl<'a> Demo<'a> {
             measured: measured.collect(),
         })
     }
+}
+
+/// `outcome`, or where the machine was too slow for it the one with the fewest void seconds among
+/// it and up to [`AGAIN_MAX`] more, until one is telling.
+fn telling(
+    mut outcome: Outcome,
+    mut again: impl FnMut() -> Result<Option<Outcome>>,
+) -> Result<Outcome> {
+    for _ in 0..AGAIN_MAX {
+        if outcome.load.is_telling() {
+            break;
+        }
+        match again()? {
+            Some(next) if next.load.seconds_void < outcome.load.seconds_void => outcome = next,
+            Some(_) => {}
+            None => break,
+        }
+    }
+    Ok(outcome)
 }
 
 fn find_broker(args: &DemoArgs) -> Result<Mosquitto> {

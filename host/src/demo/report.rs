@@ -70,8 +70,8 @@ impl Report {
              Scores are the share of deliveries within their deadline, 0 to 1, measured on live brokers under a\n\
              load with another seed than the training's; `tuned` and `untrained` were set by `edge` as a process.\n\
              The loads were measured at once, one column after the other: the runs shared this machine and were not\n\
-             pinned to cores; where the machine was too slow for half the seconds, the run was made once more,\n\
-             alone and pinned.\n\
+             pinned to cores; where the machine was too slow for half the seconds, the run was made again,\n\
+             alone and pinned, up to three times.\n\
              `host evaluate` measures one run at a time, pinned.\n\n\
              | load | default | untrained actor | tuned by edge |\n|---|---|---|---|\n",
             self.broker_version, self.seed, self.train_s, self.parallel, self.train_steps
@@ -208,6 +208,20 @@ mod tests {
         assert!(!report(outcome(0.0, 0), outcome(0.89, 0)).is_good());
         assert!(!report(outcome(0.0, 0), outcome(0.95, 16)).is_good());
         assert!(!report(outcome(0.0, 16), outcome(0.95, 0)).is_good());
+    }
+
+    #[test]
+    fn a_run_that_says_too_little_is_made_again_until_one_says_enough() {
+        let voids_kept = |first: u64, others: &[u64]| {
+            let mut others = others.iter();
+            let again = || Ok(others.next().map(|void| outcome(0.0, *void)));
+            let kept = super::super::telling(outcome(0.0, first), again).unwrap();
+            (kept.load.seconds_void, others.len())
+        };
+        assert_eq!(voids_kept(15, &[0]), (15, 1), "half is enough");
+        assert_eq!(voids_kept(30, &[21, 25, 12, 0]), (12, 1));
+        assert_eq!(voids_kept(20, &[30, 30, 30, 0]), (20, 1), "three at most");
+        assert_eq!(voids_kept(20, &[]), (20, 0), "no time");
     }
 
     #[test]
