@@ -181,6 +181,8 @@ impl Broker {
         self.orphans = if was_saved && self.persists() { clean } else { Orphans::default() };
         self.limits = limits(settings, &self.site, &self.calibration);
         self.counters = Counters::default();
+        // A gateway forgets what the broker before has told it (edge/src/sampler).
+        self.frame = SysFrame::default();
         self.pid += 1;
         self.started = now + Span::of_us(us as u64, self.slice_us);
         self.down_until = Some(self.started);

@@ -424,10 +424,13 @@ impl Expectation {
         }
     }
 
-    /// When a message due at `due` is late; for a durable session, the return counts.
+    /// When a message due at `due` is late; for a durable session whose absence begins before that, the
+    /// return counts.
     pub(super) fn late_after(&self, due: Slice) -> Slice {
         match self.absence {
-            Some((_, to)) if !self.is_clean && self.is_absent(due) => to + self.deadline,
+            Some((from, to)) if !self.is_clean && due < to && due + self.deadline > from => {
+                to + self.deadline
+            }
             _ => due + self.deadline,
         }
     }

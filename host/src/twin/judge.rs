@@ -9,10 +9,14 @@ use crate::load::schedule::Schedule;
 use crate::scenario::{Qos, Scenario, topic};
 use brokertuner_core::settings::SiteValues;
 use brokertuner_core::{Knob, Settings};
+use rand::{RngExt as _, SeedableRng as _};
+use rand_pcg::Pcg32;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
 const DELAYED_ACK_US: f64 = 40_000.0;
+/// A turn of a client's loop.
+const LATE_US_MAX: f64 = 1_000.0;
 const WRITES_PER_BUFFER: usize = 17;
 const SEGMENT_BYTES: u32 = 32_768;
 const HEADER_BYTES: u32 = 23;
@@ -62,6 +66,8 @@ struct Subscriber {
     unacked_until: Option<f64>,
     answers: bool,
     last_read: f64,
+    /// How much later than asked for what was read last is answered.
+    late_us: f64,
     /// On the way to the broker.
     answering: VecDeque<(f64, Answer)>,
     inbox: VecDeque<Answer>,
@@ -94,6 +100,7 @@ pub(super) struct Judge<'a> {
     /// By subscribe group and second of intended send: expected, in time.
     seconds: Vec<Vec<(u64, u64)>>,
     rotation: usize,
+    rng: Pcg32,
 }
 
 impl<'a> Judge<'a> {
@@ -120,6 +127,7 @@ impl<'a> Judge<'a> {
             deadlines_us: phase.subscribe.iter().map(|g| g.deadline.as_secs_f64() * 1e6).collect(),
             seconds: vec![vec![(0, 0); phase.duration_s as usize]; phase.subscribe.len()],
             rotation: 0,
+            rng: Pcg32::seed_from_u64(1),
         };
         let filters = judge.subscribe(phase);
         judge.announce(phase, &filters);
@@ -149,6 +157,7 @@ impl<'a> Judge<'a> {
                     unacked_until: None,
                     answers: false,
                     last_read: 0.0,
+                    late_us: 0.0,
                     answering: VecDeque::new(),
                     inbox: VecDeque::new(),
                 });
@@ -413,6 +422,9 @@ impl<'a> Judge<'a> {
     /// The client reads a packet.
     fn read(&mut self, subscriber: usize, packet: Packet, at: f64) {
         let one = &mut self.subscribers[subscriber];
+        if one.ack_delay_us > 0.0 && at > one.last_read {
+            one.late_us = self.rng.random_range(0.0..LATE_US_MAX);
+        }
         one.last_read = at;
         let answer = match packet {
             Packet::Publish(message) => {
@@ -430,7 +442,9 @@ impl<'a> Judge<'a> {
             }
             Packet::Release => Answer::Complete,
         };
-        let arrives = at + one.ack_delay_us;
+        let arrives = at + one.ack_delay_us + one.late_us;
+        // Answers go in the order of the reads.
+        let arrives = one.answering.back().map_or(arrives, |(last, _)| arrives.max(*last));
         one.answering.push_back((arrives, answer));
         self.push(arrives, Event::Answer(subscriber));
     }

@@ -394,13 +394,30 @@ impl Link {
         if batch.qos == Qos::AtMostOnce {
             return;
         }
-        let at = now + self.client.ack_delay;
+        let at = now + self.client.ack_delay + self.late(now);
+        // Answers go in the order of the reads.
+        let at = self.acks.back().map_or(at, |last| at.max(last.at));
         match self.acks.back_mut() {
             Some(last) if last.at == at && last.packets.is_alike(batch) => {
                 last.packets.count += batch.count;
                 last.writes += segments;
             }
             _ => self.acks.push_back(Ack { at, packets: batch, writes: segments }),
+        }
+    }
+
+    /// How much later than asked for a client answers what it reads now: up to a turn of its loop, the same
+    /// for all that is read together.
+    ///
+    /// Without it, evenly spaced messages would be answered one by one for ever, each answer letting the
+    /// next message go. In truth what is read together is answered together, so that answers which come
+    /// late merge and never part again, until there is one a round trip: half of the window is held
+    /// meanwhile. Measured, windows of 20 and answers after 10 ms: 961 messages a second, not 2000.
+    fn late(&self, now: Slice) -> Span {
+        match self.client.ack_delay {
+            Span::NONE => Span::NONE,
+            _ if now.coin() => Span::ONE,
+            _ => Span::NONE,
         }
     }
 

@@ -20,6 +20,13 @@ impl Slice {
         Slice(number)
     }
 
+    /// Of this slice, as a coin would fall: the finaliser of MurmurHash3.
+    pub(super) const fn coin(self) -> bool {
+        let mixed = (self.0 ^ (self.0 >> 16)).wrapping_mul(0x85eb_ca6b);
+        let mixed = (mixed ^ (mixed >> 13)).wrapping_mul(0xc2b2_ae35);
+        mixed >> 31 == 1
+    }
+
     /// From `earlier` to here; nothing where it lies later.
     pub(super) fn since(self, earlier: Slice) -> Span {
         Span(self.0.saturating_sub(earlier.0))
@@ -27,6 +34,7 @@ impl Slice {
 }
 
 impl Span {
+    pub(super) const NONE: Span = Span(0);
     pub(super) const ONE: Span = Span(1);
 
     /// The nearest whole number of slices.
