@@ -128,7 +128,7 @@ struct Eyes {
 
 impl Eyes {
     fn new(site: &Site, schema: Schema) -> Eyes {
-        let gateway = Gateway::new(&site.scenario, Settings::UNWRITTEN, Rules::default());
+        let gateway = Gateway::new(&site.whole, Settings::UNWRITTEN, Rules::default());
         Eyes { gateway, schema, states: Vec::new() }
     }
 
@@ -152,6 +152,8 @@ impl Eyes {
 #[derive(Clone, Debug)]
 struct Site {
     scenario: Arc<Scenario>,
+    /// The load that the phase is of: a gateway is told the shortest deadline of all its phases.
+    whole: Arc<Scenario>,
     calibration: Calibration,
 }
 
@@ -328,11 +330,12 @@ impl SweepConfig {
     }
 
     fn site(&self, index: u64, rng: &mut Pcg64Mcg) -> anyhow::Result<Site> {
-        let mut scenario = Scenario::clone(&*self.source.scenario(index)?);
+        let whole = self.source.scenario(index)?;
+        let mut scenario = Scenario::clone(&*whole);
         let phase = rng.random_range(0..scenario.phases.len());
         scenario.phases = vec![scenario.phases.swap_remove(phase)];
         let calibration = Calibration::of_some_gateway(&self.calibrations, rng);
-        Ok(Site { scenario: Arc::new(scenario), calibration })
+        Ok(Site { scenario: Arc::new(scenario), whole, calibration })
     }
 
     /// What is held stays as the site has it, in actions as in the states that end with what is in force:
@@ -382,7 +385,7 @@ impl Site {
             let _ = eyes.watch(&mut world, entry_s, rng);
             world.apply(&settings, Apply::Restart);
         }
-        eyes.gateway = Gateway::new(&self.scenario, settings, Rules::default());
+        eyes.gateway = Gateway::new(&self.whole, settings, Rules::default());
         world.advance(SETTLE_S);
         let _ = world.window();
         let mut metrics = eyes.gateway.look(&world);

@@ -165,7 +165,7 @@ fn bulk_site(rss_limit_mib: u32) -> Site {
         ack_delay_ms = 600\nprotocol = 5\nreceive_maximum = 5\n"
     );
     let scenario = Arc::new(Scenario::parse(&text, "t").unwrap());
-    Site { scenario, calibration: Calibration::default() }
+    Site { whole: Arc::clone(&scenario), scenario, calibration: Calibration::default() }
 }
 
 /// A queue that fills in a minute and a half is over the limit for good, though a trial's first 30 s
@@ -188,4 +188,20 @@ fn a_restart_carries_on_with_what_waited_under_the_defaults() {
     let mut reward = |enters| site.play(&config(), Some(output), enters, &mut rng).unwrap().reward;
     let (from_the_start, entered) = (reward(false), reward(true));
     assert!(entered < from_the_start - 0.2, "{entered} {from_the_start}");
+}
+
+/// A gateway has one deadline: that of the phase which is hardest.
+#[test]
+fn a_phase_is_seen_with_the_deadline_of_its_whole_load() {
+    let config = config();
+    let mut shorter = 0;
+    for index in 0..40 {
+        let whole = config.source.scenario(index).unwrap();
+        let site = config.site(index, &mut config.rng(index)).unwrap();
+        let deadline_ms = |eyes: &Eyes| eyes.gateway.view(&Metrics::default()).targets.deadline_ms;
+        let seen_ms = deadline_ms(&Eyes::new(&site, Schema::Edge));
+        assert_eq!(u128::from(seen_ms), whole.deadline_min().as_millis(), "{index}");
+        shorter += usize::from(whole.deadline_min() < site.scenario.deadline_min());
+    }
+    assert!(shorter > 0, "no phase has a longer one");
 }
