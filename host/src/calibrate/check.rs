@@ -17,6 +17,8 @@ pub(crate) const MEDIAN_MAX: f64 = 0.05;
 pub(crate) const P90_MAX: f64 = 0.15;
 const ORDERED_MIN: f64 = 0.95;
 const LOSS_MAX: f64 = 0.03;
+/// Scores of the twin that are the same.
+const TIE: f64 = 1e-9;
 
 /// The points as arms.
 #[must_use]
@@ -58,6 +60,9 @@ pub struct Checked {
     pub version: u32,
     /// Version of the real broker.
     pub broker_version: String,
+    /// Pairs that were not measured, or were void.
+    #[serde(default)]
+    pub missing: usize,
     /// By load.
     pub points: Vec<Point>,
 }
@@ -108,7 +113,8 @@ impl Fidelity {
         let (loss_max, loss_scenario) = losses.max_by(|a, b| a.0.total_cmp(&b.0))?;
         Some(Fidelity {
             count: differences.len(),
-            difference_median: at(0.5)?,
+            // Of an even number the mean of the two in the middle.
+            difference_median: f64::midpoint(at(0.5)?, *differences.get(differences.len() / 2)?),
             difference_p90: at(0.9)?,
             pairs: compared,
             ordered_share: if compared == 0 { 1.0 } else { ordered as f64 / compared as f64 },
@@ -197,11 +203,14 @@ fn order(arms: &[&Point]) -> (usize, usize) {
     (alike, compared)
 }
 
-/// What the twin's best settings lose on the real broker.
+/// What the twin's best settings lose on the real broker: of equals in the twin those that lose most.
 fn loss(arms: &[&Point]) -> f64 {
-    let most = arms.iter().map(|point| point.real).fold(0.0, f64::max);
-    let chosen = arms.iter().max_by(|a, b| a.twin.total_cmp(&b.twin)).map_or(0.0, |p| p.real);
-    most - chosen
+    let most = |scores: &dyn Fn(&Point) -> f64| {
+        arms.iter().map(|point| scores(point)).fold(f64::NEG_INFINITY, f64::max)
+    };
+    let (real, twin) = (most(&|point| point.real), most(&|point| point.twin));
+    let chosen = arms.iter().filter(|point| point.twin >= twin - TIE);
+    real - chosen.map(|point| point.real).fold(real, f64::min)
 }
 
 #[cfg(test)]
@@ -224,7 +233,8 @@ mod tests {
         ];
         let found = Fidelity::of(&points).unwrap();
         assert_eq!((found.count, found.pairs), (4, 3));
-        assert!((found.difference_median - 0.02).abs() < 1e-12);
+        // Of 0.00, 0.02, 0.10 and 0.40.
+        assert!((found.difference_median - 0.06).abs() < 1e-12);
         assert!((found.difference_p90 - 0.40).abs() < 1e-12);
         // x is above y on the real broker, and below it in the twin.
         assert!((found.ordered_share - 2.0 / 3.0).abs() < 1e-12);
@@ -232,6 +242,14 @@ mod tests {
         assert_eq!(found.loss_scenario, "a");
         assert!(!found.is_good());
         assert_eq!(Fidelity::of(&[]), None);
+        let tied = |real| point("a", "z", real, 0.70);
+        let loss_with =
+            |real| Fidelity::of(&[&points[..], &[tied(real)]].concat()).unwrap().loss_max;
+        assert!(
+            (loss_with(0.60) - 0.30).abs() < 1e-12,
+            "of two that are best in the twin the worse"
+        );
+        assert!((loss_with(0.85) - 0.10).abs() < 1e-12);
         assert_eq!(table(&points).lines().filter(|line| line.ends_with('<')).count(), 1);
     }
 }

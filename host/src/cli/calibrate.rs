@@ -4,10 +4,10 @@ use super::options::{self, BrokerOptions, create_parent};
 use super::{Answer, print};
 use crate::calibrate::check::{self, Checked, Fidelity};
 use crate::calibrate::{Report, calibrate, refit};
-use crate::evaluate::{Arm, Bench, Done, EvaluateConfig, Journal, evaluate};
+use crate::evaluate::{Arm, Bench, Done, EvaluateConfig, Journal, evaluate, tell_apart};
 use crate::trial::Profile;
 use crate::twin::Calibration;
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -20,7 +20,8 @@ use std::time::Duration;
 /// With --check it measures how well the twin does with the calibration in --out: settings spread
 /// over the envelope, the default, and those of --best, under each load, in both. That takes a
 /// minute a measurement; each is appended to a file beside --out, and --resume goes on. The pairs of
-/// scores are left beside it (.check.json) for `host report`.
+/// scores are left beside it (.check.json) for `host report`. Exit status 1 where the twin is not
+/// good enough, or not all has been measured, --best included.
 #[derive(Debug, clap::Args)]
 pub(crate) struct CalibrateArgs {
     /// The file for `--calibration` of other verbs.
@@ -135,16 +136,13 @@ impl CalibrateArgs {
         if let Some(dir) = &self.best {
             arms.push(Arm::per_site(dir, &scenarios)?);
         }
+        tell_apart(&mut arms)?;
         let mosquitto = self.broker.find()?;
         let mut journal = Journal::open(&self.out.with_extension("check.jsonl"), self.resume)?;
-        let capacity_msgs_per_s = match journal.capacity_msgs_per_s() {
-            Some(capacity) => Some(capacity),
-            None => options::capacity(&mosquitto, &scenarios, self.seed)?,
-        };
-        let real = EvaluateConfig {
+        let mut real = EvaluateConfig {
             broker_version: mosquitto.version().to_string(),
             bench: Bench::Broker {
-                mosquitto,
+                mosquitto: mosquitto.clone(),
                 edge: None,
                 allow_uncapped: self.broker.allow_uncapped,
                 pin: !self.no_pin,
@@ -156,41 +154,70 @@ impl CalibrateArgs {
             random_count: 0,
             duration: self.duration_s.map(Duration::from_secs),
             profile: Profile::judging()?,
-            capacity_msgs_per_s,
+            capacity_msgs_per_s: journal.capacity_msgs_per_s(),
         };
-        let broker_version = real.broker_version.clone();
-        let done = evaluate(&real, &mut journal)?;
-        let twin = EvaluateConfig {
-            broker_version: "twin".to_owned(),
-            bench: Bench::Twin { calibration },
-            duration: None,
-            capacity_msgs_per_s: options::twin_capacity(&calibration, &real.scenarios)?,
-            ..real.clone()
+        // Before the capacity, which takes a minute.
+        real.check(&journal)?;
+        if real.capacity_msgs_per_s.is_none() {
+            real.capacity_msgs_per_s = options::capacity(&mosquitto, &real.scenarios, self.seed)?;
+        }
+        // First, since who interrupts the hours on the broker wants to see them compared.
+        let twin = played(&real, calibration)?;
+        let done = evaluate(&real, &mut journal);
+        let points = check::points(journal.records(), twin.records());
+        let Some(fidelity) = Fidelity::of(&points) else {
+            done?;
+            bail!(
+                "nothing was measured that counts: end what else runs here, and go on with --resume"
+            );
         };
-        let file = tempfile::NamedTempFile::new().context("cannot make a temporary file")?;
-        let mut played = Journal::open(file.path(), false)?;
-        evaluate(&twin, &mut played)?;
-        let points = check::points(journal.records(), played.records());
-        let missing = (real.scenarios.len() * real.arms.len()).saturating_sub(points.len());
-        let fidelity = Fidelity::of(&points).context("nothing was measured that counts")?;
-        let checked = Checked { version: check::CHECKED_VERSION, broker_version, points };
-        let compared = self.out.with_extension("check.json");
-        options::write(&compared, &serde_json::to_vec_pretty(&checked)?)?;
-        print(&if self.json {
-            serde_json::to_string_pretty(&fidelity)? + "\n"
-        } else {
-            let head =
-                format!("{:<20} {:<12} {:>6} {:>6}\n", "scenario", "settings", "real", "twin");
-            let missing = match missing {
-                0 => String::new(),
-                count => format!("{count} were not measured, or were void; go on with --resume\n"),
-            };
-            head + &check::table(&checked.points) + "\n" + &fidelity.text() + &missing
-        })?;
-        let is_whole = done == Done::All && missing == 0;
-        let is_good = is_whole && fidelity.is_good();
-        Ok(if is_good { Answer::Yes } else { Answer::No })
+        let checked = Checked {
+            version: check::CHECKED_VERSION,
+            broker_version: real.broker_version.clone(),
+            missing: (real.scenarios.len() * real.arms.len()).saturating_sub(points.len()),
+            points,
+        };
+        self.show(&checked, &fidelity)?;
+        let is_whole = done? == Done::All && checked.missing == 0 && self.best.is_some();
+        Ok(if is_whole && fidelity.is_good() { Answer::Yes } else { Answer::No })
     }
+
+    /// Leaves the pairs for `host report`, and prints them.
+    fn show(&self, checked: &Checked, fidelity: &Fidelity) -> Result<()> {
+        let compared = self.out.with_extension("check.json");
+        options::write(&compared, &serde_json::to_vec_pretty(checked)?)?;
+        if self.json {
+            return print(&(serde_json::to_string_pretty(fidelity)? + "\n"));
+        }
+        let mut text =
+            format!("{:<20} {:<12} {:>6} {:>6}\n", "scenario", "settings", "real", "twin");
+        text += &(check::table(&checked.points) + "\n" + &fidelity.text());
+        if checked.missing > 0 {
+            text += &format!(
+                "{} were not measured, or were void; go on with --resume\n",
+                checked.missing
+            );
+        }
+        if self.best.is_none() {
+            text += "The best settings are not among them: give --best, a folder of `host search --each`\n";
+        }
+        print(&text)
+    }
+}
+
+/// The same in the twin.
+fn played(real: &EvaluateConfig, calibration: Calibration) -> Result<Journal> {
+    let twin = EvaluateConfig {
+        broker_version: "twin".to_owned(),
+        bench: Bench::Twin { calibration },
+        duration: None,
+        capacity_msgs_per_s: options::twin_capacity(&calibration, &real.scenarios)?,
+        ..real.clone()
+    };
+    let file = tempfile::NamedTempFile::new().context("cannot make a temporary file")?;
+    let mut played = Journal::open(file.path(), false)?;
+    evaluate(&twin, &mut played)?;
+    Ok(played)
 }
 
 fn table(report: &Report) -> String {

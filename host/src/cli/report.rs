@@ -146,7 +146,7 @@ mod tests {
         std::fs::write(runs.join("calibration.check.json"), CHECKED).unwrap();
         let text = make(dir.path(), &[&runs.display().to_string()]).unwrap();
         for words in [
-            "difference of scores: median 0.020 (at most 0.05), 90th percentile 0.200",
+            "difference of scores: median 0.110 (at most 0.05), 90th percentile 0.200",
             "left out: scores: no result file",
             "left out: learning curves: no folder",
             "out/twin-against-real.svg\n",
@@ -166,7 +166,7 @@ mod tests {
         assert!(json["page"].as_str().unwrap().ends_with("out/index.html"));
         assert_eq!(json["plots"].as_array().unwrap().len(), 1);
         let median = json["twin"][0]["fidelity"]["difference_median"].as_f64().unwrap();
-        assert!((median - 0.02).abs() < 1e-9);
+        assert!((median - 0.11).abs() < 1e-9);
     }
 
     #[test]

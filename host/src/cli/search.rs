@@ -14,12 +14,13 @@ use clap::ValueEnum;
 use serde::Serialize;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Search for the best fixed settings: for several loads together, or for each of them.
 ///
 /// Leaves best-static.conf, or with --each one file per load, in --out, for `--fixed` and
 /// `--per-site` of `host evaluate`. Every evaluation is appended to evaluations.jsonl; --resume
-/// repeats none.
+/// repeats none. Exit status 1 where the time ran out, or the machine was too slow for a load.
 #[derive(Debug, clap::Args)]
 pub(crate) struct SearchArgs {
     /// Loads, by name or path; default: all that the program carries.
@@ -40,7 +41,8 @@ pub(crate) struct SearchArgs {
     /// Proposals.
     #[arg(long, value_name = "N", default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     n: u32,
-    /// Measure so many of the twin's best on the real broker, and take the best of those.
+    /// Measure so many of the twin's best on the real broker, and take the best of those: settings that
+    /// are not nearly the same.
     #[arg(long, value_name = "N", default_value_t = 0)]
     confirm: u32,
     /// Real measurements of each, with seeds of their own.
@@ -55,6 +57,9 @@ pub(crate) struct SearchArgs {
     /// Folder of the results.
     #[arg(long, value_name = "DIR", default_value = "runs/search")]
     out: PathBuf,
+    /// Start no new evaluation after this many seconds; --resume goes on.
+    #[arg(long, value_name = "S")]
+    duration_s: Option<u64>,
     /// Go on with the evaluations in --out.
     #[arg(long)]
     resume: bool,
@@ -68,6 +73,18 @@ pub(crate) struct SearchArgs {
 /// Added to the seed for confirmations: nobody is judged on the run that chose him, nor on those of
 /// a later `host evaluate`.
 const CONFIRM_SEED_OFFSET: u64 = 2_000_000;
+
+/// Actions of the actor's grid that differ by no more than this in each option are nearly the same.
+const NEAR_STEPS: i16 = 8;
+
+/// What ends the search for a load, and leaves what was evaluated.
+#[derive(Debug, thiserror::Error)]
+enum Stop {
+    #[error("the time is up; go on with --resume")]
+    TimeIsUp,
+    #[error("the machine is too slow for {0}: end what else runs on it, and go on with --resume")]
+    TooSlow(String),
+}
 
 /// Where settings are tried.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -113,26 +130,48 @@ impl SearchArgs {
         } else {
             vec![("best-static".to_owned(), scenarios)]
         };
-        let mut found = Vec::with_capacity(groups.len());
+        let until = self.duration_s.map(|seconds| Instant::now() + Duration::from_secs(seconds));
+        let work = Work { args: self, evaluations: &evaluations, until };
+        let (mut found, mut answer) = (Vec::with_capacity(groups.len()), Answer::Yes);
         for (name, group) in groups {
             tracing::info!(name, n = self.n, "searching");
-            found.push(self.best(&name, group, &evaluations)?);
+            match work.best(&name, group) {
+                Ok(best) => {
+                    if !self.json {
+                        print(&line(&best))?;
+                    }
+                    found.push(best);
+                }
+                Err(error) => {
+                    let stop = error.downcast_ref::<Stop>();
+                    if stop.is_none() {
+                        return Err(error);
+                    }
+                    tracing::warn!(name, "{error:#}");
+                    answer = Answer::No;
+                    if matches!(stop, Some(Stop::TimeIsUp)) {
+                        break;
+                    }
+                }
+            }
         }
-        let text = if self.json {
-            serde_json::to_string_pretty(&found)? + "\n"
-        } else {
-            found.iter().map(line).collect()
-        };
-        print(&text)?;
-        Ok(Answer::Yes)
+        if self.json {
+            print(&(serde_json::to_string_pretty(&found)? + "\n"))?;
+        }
+        Ok(answer)
     }
+}
 
-    fn best(
-        &self,
-        name: &str,
-        scenarios: Vec<Arc<Scenario>>,
-        evaluations: &Evaluations,
-    ) -> Result<Best> {
+/// A search with what it goes on with and how long.
+struct Work<'a> {
+    args: &'a SearchArgs,
+    evaluations: &'a Evaluations,
+    until: Option<Instant>,
+}
+
+impl<'a> Work<'a> {
+    fn best(&self, name: &str, scenarios: Vec<Arc<Scenario>>) -> Result<Best> {
+        let args = self.args;
         let envelope = Envelope {
             site: scenarios.first().map(|one| site_values(one)).unwrap_or_default(),
             ..Envelope::default()
@@ -143,29 +182,28 @@ impl SearchArgs {
             scenarios: scenarios.clone(),
             envelope,
             tuned: KnobSet::tuned_by_default(),
-            method: self.method,
-            count: self.n as usize,
-            seed: self.seed,
+            method: args.method,
+            count: args.n as usize,
+            seed: args.seed,
         };
         let starts: Vec<Settings> =
             [Settings::UNWRITTEN].into_iter().chain(by_rule.iter().copied()).collect();
-        let candidates = match self.env {
-            SearchEnv::Twin => search.run(&starts, &self.twin(&scenarios, evaluations)?)?,
+        let candidates = match args.env {
+            SearchEnv::Twin => search.run(&starts, &self.twin(&scenarios)?)?,
             SearchEnv::Broker => {
-                search.run_one_by_one(&starts, &self.real(&scenarios, evaluations, self.seed)?)?
+                search.run_one_by_one(&starts, &self.real(&scenarios, args.seed)?)?
             }
         };
-        let confirmed = match self.confirm as usize {
+        let confirmed = match args.confirm as usize {
             0 => candidates,
             count => {
-                let some = candidates.iter().take(count).map(|candidate| candidate.settings);
-                let mut some: Vec<Settings> = some.collect();
+                let mut some = unlike(&candidates, count, &search.envelope);
                 // One line must not mix two worlds, nor may the rule be left behind unseen.
                 some.extend(
                     starts.iter().filter(|one| !some.contains(one)).copied().collect::<Vec<_>>(),
                 );
-                let seed = self.seed.wrapping_add(CONFIRM_SEED_OFFSET);
-                search.measure(&some, &self.real(&scenarios, evaluations, seed)?)?
+                let seed = args.seed.wrapping_add(CONFIRM_SEED_OFFSET);
+                search.measure(&some, &self.real(&scenarios, seed)?)?
             }
         };
         let best = confirmed.first().context("nothing was evaluated")?;
@@ -173,7 +211,7 @@ impl SearchArgs {
             let found: Option<&Candidate> = confirmed.iter().find(|one| one.settings == *settings);
             found.map_or(f64::NAN, |one| one.score)
         };
-        let file = self.out.join(format!("{name}.conf"));
+        let file = args.out.join(format!("{name}.conf"));
         let settings_conf = render::render(&best.settings).as_str().to_owned();
         options::write(&file, settings_conf.as_bytes())?;
         Ok(Best {
@@ -186,30 +224,27 @@ impl SearchArgs {
         })
     }
 
-    fn twin<'a>(
-        &self,
-        scenarios: &[Arc<Scenario>],
-        evaluations: &'a Evaluations,
-    ) -> Result<InTwin<'a>> {
-        let paths: Vec<PathBuf> = self.calibration.iter().cloned().collect();
+    fn twin(&self, scenarios: &[Arc<Scenario>]) -> Result<InTwin<'a>> {
+        let paths: Vec<PathBuf> = self.args.calibration.iter().cloned().collect();
         let calibration = options::calibrations(&paths)?[0];
         let capacity_msgs_per_s = options::twin_capacity(&calibration, scenarios)?;
-        Ok(InTwin { calibration, capacity_msgs_per_s, profile: Profile::judging()?, evaluations })
+        let (profile, limit) = (Profile::judging()?, self.limit());
+        Ok(InTwin { calibration, capacity_msgs_per_s, profile, limit })
     }
 
-    fn real<'a>(
-        &self,
-        scenarios: &[Arc<Scenario>],
-        evaluations: &'a Evaluations,
-        seed: u64,
-    ) -> Result<OnBroker<'a>> {
-        let mosquitto = self.broker.find()?;
+    fn limit(&self) -> Limit<'a> {
+        Limit { evaluations: self.evaluations, until: self.until }
+    }
+
+    fn real(&self, scenarios: &[Arc<Scenario>], seed: u64) -> Result<OnBroker<'a>> {
+        let args = self.args;
+        let mosquitto = args.broker.find()?;
         // One file has one rate: a capacity that is measured again is another one.
-        let known = evaluations.capacity_msgs_per_s();
+        let known = self.evaluations.capacity_msgs_per_s();
         let capacity_msgs_per_s =
             match known.filter(|_| scenarios.iter().any(|s| s.needs_capacity())) {
                 Some(capacity) => Some(capacity),
-                None => options::capacity(&mosquitto, scenarios, self.seed)?,
+                None => options::capacity(&mosquitto, scenarios, args.seed)?,
             };
         let trial = Trial {
             mosquitto,
@@ -219,10 +254,27 @@ impl SearchArgs {
             profile: Profile::judging()?,
             pin: true,
             capacity_msgs_per_s,
-            allow_uncapped: self.broker.allow_uncapped,
+            allow_uncapped: args.broker.allow_uncapped,
         };
-        Ok(OnBroker { trial, repeats: self.repeats, evaluations })
+        Ok(OnBroker { trial, repeats: args.repeats, limit: self.limit() })
     }
+}
+
+/// The settings of the best candidates, none nearly the same as a better one: a search ends in a crowd.
+fn unlike(candidates: &[Candidate], count: usize, envelope: &Envelope) -> Vec<Settings> {
+    let mut taken: Vec<Settings> = Vec::with_capacity(count);
+    for Candidate { settings, .. } in candidates {
+        let action = settings.encode(&envelope.site);
+        let is_near = |other: &Settings| {
+            let steps = action.iter().zip(other.encode(&envelope.site));
+            let mut apart = steps.map(|(a, b)| (i16::from(*a) - i16::from(b)).abs());
+            apart.all(|steps| steps <= NEAR_STEPS)
+        };
+        if taken.len() < count && !taken.iter().any(is_near) {
+            taken.push(*settings);
+        }
+    }
+    taken
 }
 
 fn line(best: &Best) -> String {
@@ -243,22 +295,46 @@ fn worth(score: f64, cpu_share: f64, rss_bytes: u64, scenario: &Scenario) -> f64
     score - prices.cpu * cpu_share - prices.memory * memory.min(1.0)
 }
 
+/// What was evaluated, and until when more is.
+struct Limit<'a> {
+    evaluations: &'a Evaluations,
+    until: Option<Instant>,
+}
+
+impl Limit<'_> {
+    /// That evaluation, made now where it was not before.
+    fn get_or(
+        &self,
+        world: &World<'_>,
+        settings: &Settings,
+        evaluate: impl FnOnce() -> Result<(f64, f64)>,
+    ) -> Result<(f64, f64)> {
+        self.evaluations.get_or(world, settings, || {
+            if crate::broker::interrupted() {
+                bail!("interrupted; go on with --resume");
+            }
+            if self.until.is_some_and(|until| Instant::now() >= until) {
+                return Err(Stop::TimeIsUp.into());
+            }
+            evaluate()
+        })
+    }
+}
+
 /// Evaluates in the twin.
 struct InTwin<'a> {
     calibration: Calibration,
     capacity_msgs_per_s: Option<f64>,
     profile: Profile,
-    evaluations: &'a Evaluations,
+    limit: Limit<'a>,
 }
 
 impl Evaluator for InTwin<'_> {
     fn evaluate(&self, scenario: &Arc<Scenario>, settings: &Settings) -> Result<(f64, f64)> {
-        let world = crate::search::digest(&(scenario, self.calibration, self.profile));
+        let twin = crate::evaluate::of_this_program();
+        let world = crate::search::digest(&(scenario, self.calibration, self.profile, twin));
         let by = World { scenario: &scenario.name, digest: &world, capacity_msgs_per_s: None };
-        self.evaluations.get_or(&by, settings, || {
-            if crate::broker::interrupted() {
-                bail!("interrupted; go on with --resume");
-            }
+        self.limit.get_or(&by, settings, || {
             let play = Play {
                 scenario: Arc::clone(scenario),
                 calibration: self.calibration,
@@ -277,7 +353,7 @@ impl Evaluator for InTwin<'_> {
 struct OnBroker<'a> {
     trial: Trial,
     repeats: u32,
-    evaluations: &'a Evaluations,
+    limit: Limit<'a>,
 }
 
 impl OnBroker<'_> {
@@ -305,7 +381,7 @@ impl Evaluator for OnBroker<'_> {
                 digest: &digest,
                 capacity_msgs_per_s: self.trial.capacity_msgs_per_s,
             };
-            let measured = self.evaluations.get_or(&by, settings, || {
+            let measured = self.limit.get_or(&by, settings, || {
                 let trial = Trial {
                     scenario: Arc::clone(scenario),
                     setter: Setter::Fixed(*settings),
@@ -317,13 +393,8 @@ impl Evaluator for OnBroker<'_> {
                     tracing::warn!(scenario = scenario.name, "void; measuring again");
                     outcome = trial.run()?;
                 }
-                let score = counted(&outcome).with_context(|| {
-                    format!(
-                        "the machine is too slow for {}: end what else runs on it, and go on with \
-                         --resume",
-                        scenario.name
-                    )
-                })?;
+                let score =
+                    counted(&outcome).ok_or_else(|| Stop::TooSlow(scenario.name.clone()))?;
                 let cpu_share = outcome.cpu_share.unwrap_or(0.0);
                 let rss_bytes = outcome.load.rss_bytes_max.unwrap_or(0);
                 Ok((score, worth(score, cpu_share, rss_bytes, scenario)))
@@ -333,5 +404,32 @@ impl Evaluator for OnBroker<'_> {
         }
         let count = f64::from(self.repeats);
         Ok((score / count, worths / count))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn those_that_are_confirmed_are_not_nearly_the_same() {
+        let settings = |window: u32, queue: u32| {
+            let text = format!("max_inflight_messages {window}\nmax_queued_messages {queue}\n");
+            render::parse(&text).unwrap()
+        };
+        let all = [(100, 1000), (102, 1000), (100, 1020), (100, 9000), (1000, 1000), (100, 110)];
+        let candidates: Vec<Candidate> = all
+            .iter()
+            .map(|&(window, queue)| Candidate {
+                settings: settings(window, queue),
+                score: 0.5,
+                worth: 0.5,
+            })
+            .collect();
+        let envelope = Envelope::default();
+        let taken = unlike(&candidates, 3, &envelope);
+        assert_eq!(taken, [settings(100, 1000), settings(100, 9000), settings(1000, 1000)]);
+        assert_eq!(unlike(&candidates, 9, &envelope).len(), 4);
     }
 }

@@ -188,7 +188,7 @@ pub(super) fn envelope_of(scenario: &Scenario) -> Envelope {
 const DEFAULT: &str = "default";
 const RULE: &str = "rule";
 const UNTRAINED: &str = "untrained";
-const RANDOM: &str = "random";
+pub(super) const RANDOM: &str = "random";
 /// Before the number of one of the settings that the `random` arm chooses from.
 const TRY: &str = "random-";
 

@@ -1,5 +1,6 @@
 //! Where arms are measured: on a real broker, or in its twin.
 
+use super::identity;
 use crate::broker::Mosquitto;
 use crate::ddpg::Agent;
 use crate::export::schema_of;
@@ -58,7 +59,17 @@ impl Bench {
     pub(super) fn identity(&self, version: &str) -> String {
         match self {
             Bench::Broker { pin, .. } => format!("{version} {pin}"),
-            Bench::Twin { calibration } => format!("{version} {calibration:?}"),
+            Bench::Twin { calibration } => {
+                format!("{version} {calibration:?} {}", identity::of_this_program())
+            }
+        }
+    }
+
+    /// The program that decides by models, where that is not this one.
+    pub(super) fn agent(&self) -> Option<&Path> {
+        match self {
+            Bench::Broker { edge, .. } => edge.as_deref(),
+            Bench::Twin { .. } => None,
         }
     }
 

@@ -4,7 +4,8 @@ use crate::scenario::Scenario;
 use crate::trial::Profile;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 /// Bytes of a digest that are kept: enough against chance, and nobody forges their own results.
 const DIGEST_BYTES: usize = 8;
@@ -15,12 +16,13 @@ const DIGEST_BYTES: usize = 8;
 pub struct Identity {
     /// Of the load, with all its defaults filled in.
     pub scenario: String,
-    /// Of the settings or the model.
+    /// Of the settings, or of the model and the agent.
     pub setter: String,
     /// The arm has other settings for each load, so that the setter's digest is of this one's.
     #[serde(default)]
     pub is_per_load: bool,
-    /// Of the profile, the broker's version, the pinning or calibration, and this program's version.
+    /// Of the profile, the broker's version and the pinning, or the calibration and this program, and its
+    /// version.
     pub rules: String,
 }
 
@@ -46,6 +48,25 @@ pub struct Differs {
 #[must_use]
 pub(super) fn digest(bytes: &[u8]) -> String {
     Sha256::digest(bytes)[..DIGEST_BYTES].iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The digest of a program's file; empty where it cannot be read.
+fn of_program(path: &Path) -> String {
+    std::fs::read(path).map(|bytes| digest(&bytes)).unwrap_or_default()
+}
+
+/// The digest of the running program, which is the twin.
+#[must_use]
+pub(crate) fn of_this_program() -> &'static str {
+    static OWN: OnceLock<String> = OnceLock::new();
+    OWN.get_or_init(|| std::env::current_exe().map(|path| of_program(&path)).unwrap_or_default())
+}
+
+/// The digest of a model with the agent that decides by it, a program of its own on a real broker.
+#[must_use]
+pub(super) fn of_policy(model: &[u8], agent: Option<&Path>) -> String {
+    let agent = agent.map(of_program).unwrap_or_default();
+    digest(&[model, agent.as_bytes()].concat())
 }
 
 /// The digest of a load: its value, not its file, so that comments may change.

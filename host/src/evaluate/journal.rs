@@ -1,8 +1,10 @@
 //! The result file: one JSON object per line, appended and flushed as each trial ends.
 
+use super::arms;
 use super::identity::{Differs, Identity};
 use crate::trial::Outcome;
 use anyhow::Context as _;
+use brokertuner_core::{Settings, render};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
@@ -105,6 +107,18 @@ impl Journal {
         self.records.iter().find(|record| key.is_of(record))
     }
 
+    /// The settings that the `random` arm was measured with on that load.
+    ///
+    /// # Errors
+    /// A record whose settings are none.
+    pub(super) fn chosen_at_random(&self, scenario: &str) -> anyhow::Result<Option<Settings>> {
+        let is_it = |record: &&Record| record.scenario == scenario && record.arm == arms::RANDOM;
+        let Some(record) = self.records.iter().find(is_it) else { return Ok(None) };
+        let settings = render::parse(&record.outcome.settings_conf)
+            .with_context(|| format!("{}: {} on {scenario}", self.path.display(), arms::RANDOM))?;
+        Ok(Some(settings))
+    }
+
     /// Holds what is to be measured now against what was measured before.
     ///
     /// # Errors
@@ -128,7 +142,7 @@ impl Journal {
                     .to_owned()
             } else if is_arm && record.identity.setter != identity.setter {
                 match (file, key.actor) {
-                    (Some(file), _) => format!("content of {}", file.display()),
+                    (Some(file), _) => format!("content of {}, or agent", file.display()),
                     (None, Some(_)) => "--model, which the untrained actors are like".to_owned(),
                     (None, None) if identity.is_per_load => "rule of thumb".to_owned(),
                     (None, None) => "--random-n or --seed".to_owned(),

@@ -12,6 +12,7 @@ mod untrained;
 pub use arms::{Arm, ArmError, tell_apart};
 pub use bench::Bench;
 pub(crate) use bench::is_checkpoint;
+pub(crate) use identity::of_this_program;
 pub use identity::{Differs, Identity};
 pub use journal::{Journal, Record};
 pub use table::{Summary, losses, mean_and_sd, summarise, text};
@@ -113,6 +114,7 @@ enum Choice {
 pub fn evaluate(config: &EvaluateConfig, journal: &mut Journal) -> anyhow::Result<Done> {
     let progress = Progress::new(config.check(journal)?);
     let mut run = Progressing { journal, progress, started: Instant::now(), measured: 0 };
+    let mut done = Done::All;
     for repeat in 0..config.repeats {
         for scenario in &config.scenarios {
             for arm in &config.arms {
@@ -127,6 +129,7 @@ pub fn evaluate(config: &EvaluateConfig, journal: &mut Journal) -> anyhow::Resul
                                 "no try of the random arm counts, so that it is left out: the \
                                  machine is too slow for this load"
                             );
+                            done = Done::Partly;
                             continue;
                         }
                     }
@@ -139,7 +142,7 @@ pub fn evaluate(config: &EvaluateConfig, journal: &mut Journal) -> anyhow::Resul
             }
         }
     }
-    Ok(Done::All)
+    Ok(done)
 }
 
 impl EvaluateConfig {
@@ -197,7 +200,7 @@ impl EvaluateConfig {
         let tuned = |actor: Option<u64>, model: &PathBuf| {
             let bytes =
                 std::fs::read(model).with_context(|| format!("cannot read {}", model.display()))?;
-            let digest = identity::digest(&bytes);
+            let digest = identity::of_policy(&bytes, self.bench.agent());
             let file = actor.is_none().then_some(model.as_path());
             let who = Who { arm: arm.name(), actor, digest, is_per_load, file };
             anyhow::Ok(unit(who, Hand::Model(model.clone())))
@@ -265,12 +268,16 @@ impl EvaluateConfig {
         })
     }
 
-    /// The best of the random settings by one run each that counts.
+    /// The best of the random settings by one run each that counts. What was measured as the best stays
+    /// it, whatever a try that was void says when it is made again: one arm has one setting.
     fn best_random(
         &self,
         run: &mut Progressing<'_>,
         scenario: &Arc<Scenario>,
     ) -> anyhow::Result<Choice> {
+        if let Some(chosen) = run.journal.chosen_at_random(&scenario.name)? {
+            return Ok(Choice::Best(chosen));
+        }
         let mut best: Option<(f64, Settings)> = None;
         for (unit, settings) in self.tries(scenario) {
             if !self.measure_missing(run, &unit)? {

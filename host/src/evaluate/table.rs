@@ -17,9 +17,11 @@ pub struct Summary {
     pub repeats: usize,
     /// Measurements in which the machine was too slow.
     pub void: usize,
+    /// What is independent among them: in the `untrained` arm the actors, elsewhere the measurements.
+    pub independent: usize,
     /// Mean of the scores; `None` where no measurement counts.
     pub score_mean: Option<f64>,
-    /// Their standard deviation (n - 1); 0 for a single one.
+    /// Standard deviation (n - 1) of what is independent; 0 for a single one.
     pub score_sd: Option<f64>,
     /// Of the measurements that count, those without the CPU quota that the load asks for: they
     /// say nothing about a small gateway.
@@ -57,12 +59,15 @@ fn summary(scenario: &str, arm: &str, group: &[&Record]) -> Summary {
     let counted: Vec<&Record> =
         group.iter().copied().filter(|record| record.counted_score().is_some()).collect();
     let scores: Vec<f64> = counted.iter().filter_map(|record| record.counted_score()).collect();
-    let (score_mean, score_sd) = mean_and_sd(&scores);
+    let (score_mean, _) = mean_and_sd(&scores);
+    let independent = by_policy(&counted);
+    let (_, score_sd) = mean_and_sd(&independent);
     let loads = || counted.iter().map(|record| &record.outcome.load);
     Summary {
         scenario: scenario.to_owned(),
         arm: arm.to_owned(),
         repeats: scores.len(),
+        independent: independent.len(),
         void: group.len() - scores.len(),
         score_mean: (!scores.is_empty()).then_some(score_mean),
         score_sd: (!scores.is_empty()).then_some(score_sd),
@@ -72,6 +77,17 @@ fn summary(scenario: &str, arm: &str, group: &[&Record]) -> Summary {
         capacity_msgs_per_s: group.iter().find_map(|r| r.outcome.load.capacity_msgs_per_s),
         tally: loads().map(|load| load.tally).sum(),
     }
+}
+
+/// Scores that are independent of each other: repeats of one policy among several are no new policies, so
+/// that of each its mean stands.
+fn by_policy(counted: &[&Record]) -> Vec<f64> {
+    let mut scores: BTreeMap<(u64, u32), Vec<f64>> = BTreeMap::new();
+    for record in counted {
+        let key = record.actor.map_or((u64::MAX, record.repeat), |actor| (actor, 0));
+        scores.entry(key).or_default().extend(record.counted_score());
+    }
+    scores.values().map(|scores| mean_and_sd(scores).0).collect()
 }
 
 /// Mean and sample standard deviation; 0 where there are too few values for one.
@@ -172,6 +188,7 @@ mod tests {
             scenario: scenario.into(),
             arm: arm.into(),
             repeats: 3,
+            independent: 3,
             void: 0,
             score_mean: Some(score_mean),
             score_sd: Some(0.01),
@@ -195,6 +212,7 @@ mod tests {
     fn where_nothing_counts_there_is_no_mean() {
         let void = Summary {
             repeats: 0,
+            independent: 0,
             void: 2,
             score_mean: None,
             score_sd: None,

@@ -161,7 +161,8 @@ fn records_of_something_else_are_not_gone_on_with() {
 #[test]
 fn a_void_try_is_not_the_best() {
     let dir = tempfile::tempdir().unwrap();
-    let config = config(dir.path());
+    // Nothing but the tries.
+    let config = EvaluateConfig { repeats: 0, ..config(dir.path()) };
     let scenario = &config.scenarios[0];
     let settings: Vec<Settings> = config.tries(scenario).map(|(_, settings)| settings).collect();
     for (name, tries, expected) in [
@@ -170,15 +171,46 @@ fn a_void_try_is_not_the_best() {
         ("c", [(0.0, true), (0.0, false), (0.0, true)], Some(settings[1])),
     ] {
         let mut journal = measured(&config, &dir.path().join(name), &tries);
-        let (journal, started) = (&mut journal, Instant::now());
-        let mut run = Progressing { journal, progress: Progress::new(0), started, measured: 0 };
-        let chosen = match config.best_random(&mut run, scenario).unwrap() {
-            Choice::Best(settings) => Some(settings),
-            Choice::None => None,
-            Choice::TimeIsUp => panic!("nothing was to be measured"),
-        };
-        assert_eq!(chosen, expected, "{name}");
+        assert_eq!(chosen(&config, &mut journal), expected, "{name}");
     }
+}
+
+fn chosen(config: &EvaluateConfig, journal: &mut Journal) -> Option<Settings> {
+    let started = Instant::now();
+    let mut run = Progressing { journal, progress: Progress::new(0), started, measured: 0 };
+    match config.best_random(&mut run, &config.scenarios[0]).unwrap() {
+        Choice::Best(settings) => Some(settings),
+        Choice::None => None,
+        Choice::TimeIsUp => panic!("nothing was to be measured"),
+    }
+}
+
+#[test]
+fn the_random_arm_stays_with_the_settings_that_it_was_measured_with() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(dir.path());
+    let mut journal = measured(&config, &dir.path().join("out.jsonl"), &TRIES);
+    // Its record says that nothing was set, whichever try is best by now.
+    assert_eq!(chosen(&config, &mut journal), Some(Settings::UNWRITTEN));
+}
+
+#[test]
+fn repeats_of_one_actor_are_no_new_actors() {
+    let dir = tempfile::tempdir().unwrap();
+    let actors = Architecture::default().write_untrained(dir.path()).unwrap();
+    let config =
+        EvaluateConfig { repeats: 3, arms: vec![Arm::Untrained { actors }], ..config(dir.path()) };
+    let mut journal = Journal::open(&dir.path().join("out.jsonl"), false).unwrap();
+    for repeat in 0..config.repeats {
+        let units = config.units(&config.scenarios[0], &config.arms[0], repeat, None).unwrap();
+        for (unit, score) in units.iter().zip([0.1, 0.3, 0.5, 0.7, 0.9]) {
+            journal.append(record(unit, score, false)).unwrap();
+        }
+    }
+    let summary = &summarise(journal.records())[0];
+    assert_eq!((summary.repeats, summary.independent), (15, 5));
+    // Of 0.1, 0.3 ... 0.9.
+    assert!((summary.score_sd.unwrap() - 0.1_f64.sqrt()).abs() < 1e-12);
 }
 
 #[test]

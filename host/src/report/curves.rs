@@ -3,7 +3,7 @@
 use super::data::Run;
 use super::shown;
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Episodes that a point of the training curve is the mean of.
@@ -27,7 +27,8 @@ pub struct Seeds {
     pub name: String,
     /// A curve for each run.
     pub runs: Vec<Vec<At>>,
-    /// The mean over the runs, at the steps that all of them have.
+    /// The mean over the runs: of scores in validation at the steps that all of them have, of episodes
+    /// of the last point of each.
     pub mean: Vec<At>,
     /// The lowest and highest of the runs there.
     pub range: Vec<(f64, f64)>,
@@ -74,10 +75,14 @@ impl Curves {
     /// Of some runs; `None` where none has a score.
     #[must_use]
     pub fn of(runs: &[Run]) -> Option<Curves> {
-        let validation = seeds(runs, |run| {
-            run.validation.iter().map(|row| At { step: row.step, score: row.score }).collect()
-        });
-        let episodes = seeds(runs, |run| running_mean(&episode_scores(run)));
+        let validation = seeds(
+            runs,
+            |run| {
+                run.validation.iter().map(|row| At { step: row.step, score: row.score }).collect()
+            },
+            over_common,
+        );
+        let episodes = seeds(runs, |run| running_mean(&episode_scores(run)), over_last);
         let is_empty = validation.is_empty() && episodes.is_empty();
         (!is_empty).then_some(Curves { validation, episodes })
     }
@@ -105,16 +110,22 @@ fn running_mean(points: &[At]) -> Vec<At> {
 }
 
 /// Runs by their folder's name without its last number.
-fn seeds(runs: &[Run], curve: impl Fn(&Run) -> Vec<At>) -> Vec<Seeds> {
+fn seeds(
+    runs: &[Run],
+    curve: impl Fn(&Run) -> Vec<At>,
+    over: fn(&[Vec<At>]) -> Over,
+) -> Vec<Seeds> {
     let mut groups: BTreeMap<String, Vec<Vec<At>>> = BTreeMap::new();
     let common = common_folder(runs);
+    let parent = common.file_name().map_or_else(String::new, |name| shown(Path::new(name)) + "/");
     for run in runs {
         let mut points = curve(run);
         points.sort_by_key(|at| at.step);
         if !points.is_empty() {
             let name = shown(run.dir.strip_prefix(&common).unwrap_or(&run.dir));
             let stem = name.trim_end_matches('/').trim_end_matches(|c: char| c.is_ascii_digit());
-            let stem = if stem.is_empty() { &name } else { stem };
+            // Folders that are numbers have the name of the one that they lie in.
+            let stem = if stem.is_empty() { parent.as_str() } else { stem };
             groups.entry(stem.to_owned()).or_default().push(points);
         }
     }
@@ -135,24 +146,48 @@ fn common_folder(runs: &[Run]) -> PathBuf {
     })
 }
 
-/// Mean and range at the steps that all curves have.
-fn over(runs: &[Vec<At>]) -> (Vec<At>, Vec<(f64, f64)>) {
-    let Some((first, others)) = runs.split_first().filter(|(_, others)| !others.is_empty()) else {
-        return (Vec::new(), Vec::new());
-    };
-    let score_at = |run: &Vec<At>, step| {
+/// Mean and range of some curves.
+type Over = (Vec<At>, Vec<(f64, f64)>);
+
+/// At the steps that all curves have.
+fn over_common(runs: &[Vec<At>]) -> Over {
+    let steps = runs.iter().flatten().map(|at| at.step).collect();
+    let exact = |run: &[At], step| {
         run.binary_search_by_key(&step, |at| at.step).ok().map(|index| run[index].score)
     };
-    let common = first.iter().filter_map(|at| {
-        let scores: Option<Vec<f64>> =
-            others.iter().map(|run| score_at(run, at.step)).chain([Some(at.score)]).collect();
-        let scores = scores?;
+    over(runs, &steps, exact)
+}
+
+/// At the steps of any curve, of each the last point until there: episodes end at steps of their own.
+/// Before all curves have begun, and after one has ended, there is none.
+fn over_last(runs: &[Vec<At>]) -> Over {
+    let steps: BTreeSet<u64> = runs.iter().flatten().map(|at| at.step).collect();
+    let last = |run: &[At], step| {
+        let ended = run.last().is_none_or(|at| at.step < step);
+        let index = run.partition_point(|at| at.step <= step).checked_sub(1)?;
+        (!ended).then_some(run[index].score)
+    };
+    let every = steps.len().div_ceil(POINTS_MAX).max(1);
+    over(runs, &steps.into_iter().step_by(every).collect(), last)
+}
+
+fn over(
+    runs: &[Vec<At>],
+    steps: &BTreeSet<u64>,
+    score_at: impl Fn(&[At], u64) -> Option<f64>,
+) -> Over {
+    if runs.len() < 2 {
+        return (Vec::new(), Vec::new());
+    }
+    let of_all = steps.iter().filter_map(|&step| {
+        let scores: Vec<f64> =
+            runs.iter().map(|run| score_at(run, step)).collect::<Option<Vec<f64>>>()?;
         let mean = scores.iter().sum::<f64>() / scores.len() as f64;
         let low = scores.iter().copied().fold(f64::INFINITY, f64::min);
         let high = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        Some((At { step: at.step, score: mean }, (low, high)))
+        Some((At { step, score: mean }, (low, high)))
     });
-    common.unzip()
+    of_all.unzip()
 }
 
 #[cfg(test)]
@@ -187,6 +222,27 @@ mod tests {
         assert_eq!(found[0].range[1], (0.5, 0.8));
         assert_eq!(found[1].mean, []);
         assert_eq!(Curves::of(&[run("runs/none", &[])]), None);
+    }
+
+    #[test]
+    fn folders_that_are_numbers_are_seeds_too() {
+        let points = [(0, 0.2), (100, 0.4)];
+        let curves = Curves::of(&[run("runs/seed/1", &points), run("runs/seed/2", &points)]);
+        let found = curves.map(|curves| curves.validation).unwrap_or_default();
+        assert_eq!((found.len(), found[0].name.as_str(), found[0].mean.len()), (1, "seed/", 2));
+    }
+
+    #[test]
+    fn episodes_that_end_at_different_steps_have_a_mean() {
+        let at = |points: &[(u64, f64)]| -> Vec<At> {
+            points.iter().map(|&(step, score)| At { step, score }).collect()
+        };
+        let runs = [at(&[(3, 0.0), (10, 0.5), (20, 1.0)]), at(&[(5, 0.2), (12, 0.3)])];
+        let (mean, range) = over_last(&runs);
+        let found: Vec<(u64, f64)> = mean.iter().map(|at| (at.step, at.score)).collect();
+        assert_eq!(found, [(5, 0.1), (10, 0.35), (12, 0.4)]);
+        assert_eq!(range[2], (0.3, 0.5));
+        assert_eq!(over_last(&runs[..1]), (vec![], vec![]));
     }
 
     #[test]

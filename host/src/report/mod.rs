@@ -94,6 +94,9 @@ impl Report {
         }
         let groups = scores::group(results);
         report.timelines = settings::choose(&groups, choice, &mut report.left_out)?;
+        if let Some(best) = &choice.best {
+            scores::check_best(&groups, best)?;
+        }
         for group in &groups {
             report.scores.push(Scores::of(group, choice.best.as_deref())?);
         }

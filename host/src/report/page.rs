@@ -197,6 +197,9 @@ fn twin<'p>(against: &Against, plots: impl Iterator<Item = &'p Plot>) -> Markup 
             (format!("{:.1}", 100.0 * fidelity.ordered_share)) " % of " (fidelity.pairs)
             " pairs. The twin's best settings are " (format!("{:.3}", fidelity.loss_max))
             " below the real best at most, on " (fidelity.loss_scenario) "."
+            @if against.checked.missing > 0 {
+                " Not measured yet, or void: " (against.checked.missing) "."
+            }
         }
         @for plot in plots { (figure(plot)) }
         @if !far.is_empty() {

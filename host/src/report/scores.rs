@@ -11,6 +11,8 @@ use std::path::PathBuf;
 const CELLS_MAX: usize = 20_000;
 /// The arm that nobody set.
 pub const DEFAULT: &str = "default";
+/// What stands for a version where the broker is simulated.
+const TWIN: &str = "twin";
 /// Arms with other settings for each load that are not the search's best.
 const NOT_SEARCHED: [&str; 2] = ["rule", "random"];
 
@@ -32,6 +34,8 @@ enum Claim {
     Scenario(String),
     /// An arm and its actor; with the load where the arm has other settings for each.
     Setter(String, Option<u64>, Option<String>),
+    /// Whether the arm has other settings for each load.
+    Kind(String),
     /// Rates that are multiples of it are no others'.
     Capacity,
 }
@@ -44,6 +48,7 @@ fn claims(records: &[Record]) -> BTreeMap<Claim, String> {
             (Claim::Rules, identity.rules.clone()),
             (Claim::Scenario(record.scenario.clone()), identity.scenario.clone()),
             (Claim::Setter(record.arm.clone(), record.actor, load), identity.setter.clone()),
+            (Claim::Kind(record.arm.clone()), identity.is_per_load.to_string()),
         ]
     };
     let capacity = records.iter().find_map(|record| record.outcome.load.capacity_msgs_per_s);
@@ -111,7 +116,8 @@ pub struct Cell {
     pub uncapped: usize,
     /// Mean score, 0..=1; `None` where no measurement counts.
     pub mean: Option<f64>,
-    /// Half of the 95 % interval of the mean, by Student's t; `None` below two measurements.
+    /// Half of the 95 % interval of the mean, by Student's t over what is independent; `None` below two,
+    /// and where the twin plays the same again.
     pub half_95: Option<f64>,
 }
 
@@ -148,10 +154,10 @@ pub struct Scores {
 }
 
 impl Scores {
-    /// Of a group; `best` is the per-site arm that headroom is measured by.
+    /// Of a group; `best` is the per-site arm that headroom is measured by, where the group has it.
     ///
     /// # Errors
-    /// More than a page can bear, or a `best` that is no arm.
+    /// More than a page can bear.
     pub fn of(group: &Group, best: Option<&str>) -> Result<Scores, ReportError> {
         let summaries = summarise(&group.records);
         if summaries.len() > CELLS_MAX {
@@ -167,10 +173,16 @@ impl Scores {
         }
         let scenarios: BTreeSet<String> =
             summaries.iter().map(|summary| summary.scenario.clone()).collect();
+        let broker_version =
+            group.records.first().map_or_else(String::new, |first| first.broker_version.clone());
+        let is_twin = broker_version == TWIN;
         let cells = summaries
             .into_iter()
             .map(|summary| Cell {
-                half_95: summary.score_sd.and_then(|sd| half_95(sd, summary.repeats)),
+                half_95: summary
+                    .score_sd
+                    .filter(|sd| !is_twin || *sd > 0.0)
+                    .and_then(|sd| half_95(sd, summary.independent)),
                 scenario: summary.scenario,
                 arm: summary.arm,
                 repeats: summary.repeats,
@@ -179,8 +191,6 @@ impl Scores {
                 mean: summary.score_mean,
             })
             .collect();
-        let broker_version =
-            group.records.first().map_or_else(String::new, |first| first.broker_version.clone());
         let mut scores = Scores {
             broker_version,
             files: group.files.clone(),
@@ -191,7 +201,7 @@ impl Scores {
             best: None,
             scenarios_common: Vec::new(),
         };
-        scores.average(group, best)?;
+        scores.average(group, best);
         Ok(scores)
     }
 
@@ -220,7 +230,7 @@ impl Scores {
         self.cells.iter().find(|cell| cell.scenario == scenario && cell.arm == arm)
     }
 
-    fn average(&mut self, group: &Group, best: Option<&str>) -> Result<(), ReportError> {
+    fn average(&mut self, group: &Group, best: Option<&str>) {
         let mean_of = |scenario: &str, arm: &str| self.cell(scenario, arm).and_then(|c| c.mean);
         let is_common =
             |scenario: &&String| self.arms.iter().all(|arm| mean_of(scenario, arm).is_some());
@@ -231,7 +241,7 @@ impl Scores {
             (!means.is_empty()).then(|| mean_and_sd(&means).0)
         };
         let best = match best {
-            Some(name) => Some(self.chosen(name)?),
+            Some(name) => self.arms.iter().find(|arm| *arm == name).cloned(),
             None => per_site(&group.records)
                 .into_iter()
                 .max_by(|a, b| mean(a).unwrap_or(0.0).total_cmp(&mean(b).unwrap_or(0.0))),
@@ -246,26 +256,31 @@ impl Scores {
         });
         (self.means, self.best) = (means.collect(), best);
         self.scenarios_common = common;
-        Ok(())
     }
+}
 
-    fn chosen(&self, name: &str) -> Result<String, ReportError> {
-        if self.arms.iter().any(|arm| arm == name) {
-            return Ok(name.to_owned());
-        }
-        Err(ReportError::NoSuch {
-            option: "--best",
-            name: name.to_owned(),
-            reason: "no arm of the results",
-            known: self.arms.join(", "),
-        })
+/// Whether some results have the arm that headroom is to be measured by.
+///
+/// # Errors
+/// None has it.
+pub(super) fn check_best(groups: &[Group], best: &str) -> Result<(), ReportError> {
+    let arms = || groups.iter().flat_map(|group| &group.records).map(|record| record.arm.as_str());
+    if groups.is_empty() || arms().any(|arm| arm == best) {
+        return Ok(());
     }
+    let known: BTreeSet<&str> = arms().collect();
+    Err(ReportError::NoSuch {
+        option: "--best",
+        name: best.to_owned(),
+        reason: "no arm of the results",
+        known: known.into_iter().collect::<Vec<_>>().join(", "),
+    })
 }
 
 /// Where something was measured, for people.
 pub(super) fn bench(broker_version: &str) -> String {
     match broker_version {
-        "twin" => "in the twin".to_owned(),
+        TWIN => "in the twin".to_owned(),
         version => format!("on Mosquitto {version}"),
     }
 }

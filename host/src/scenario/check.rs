@@ -24,6 +24,8 @@ const REMAINING_LENGTH_MAX: u64 = 268_435_455;
 /// Longest deadline and acknowledgement delay are minutes; longest wait is an hour.
 const DEADLINE_MS: RangeInclusive<i64> = 1..=600_000;
 const RECONNECT_MS: RangeInclusive<i64> = 0..=3_600_000;
+/// Of the load's own name: a file's name, with an extension of its own.
+const NAME_BYTES_MAX: usize = 200;
 const CLIENTS: RangeInclusive<i64> = 1..=1_000_000;
 const WEIGHT: RangeInclusive<f64> = 0.0..=1000.0;
 
@@ -50,7 +52,7 @@ struct Check<'t> {
 impl Check<'_> {
     fn scenario(&mut self, raw: RawScenario) -> Scenario {
         let _: u8 = self.whole(&raw.schema, 1..=1);
-        self.not_empty(&raw.name);
+        self.file_name(&raw.name);
         self.deadline = self.millis(&raw.deadline_ms, DEADLINE_MS);
         let rss_limit_mib: u32 = self.whole(&raw.rss_limit_mib, 1..=65_536);
         let broker = self.broker(&raw.broker);
@@ -264,6 +266,22 @@ impl Check<'_> {
     fn not_empty(&mut self, text: &Spanned<String>) {
         if text.get_ref().is_empty() {
             self.fault(text.span(), "must not be empty".to_owned());
+        }
+    }
+
+    /// Results and settings for a load are files of its name.
+    fn file_name(&mut self, text: &Spanned<String>) {
+        let name = text.get_ref();
+        let is_plain = !name.starts_with('.') && !name.contains(['/', '\\']);
+        if name.is_empty()
+            || name.len() > NAME_BYTES_MAX
+            || name.contains(char::is_control)
+            || !is_plain
+        {
+            let reason = format!(
+                "must be 1 to {NAME_BYTES_MAX} bytes without / and \\, and not begin with a dot: files are called by it"
+            );
+            self.fault(text.span(), reason);
         }
     }
 

@@ -322,6 +322,13 @@ impl Scenario {
         Duration::from_secs(self.phases.iter().map(|phase| u64::from(phase.duration_s)).sum())
     }
 
+    /// The largest deadline of any subscribe group.
+    #[must_use]
+    pub fn deadline_max(&self) -> Duration {
+        let groups = self.phases.iter().flat_map(|phase| &phase.subscribe);
+        groups.map(|group| group.deadline).max().unwrap_or(self.deadline)
+    }
+
     /// The smallest deadline of any subscribe group.
     #[must_use]
     pub fn deadline_min(&self) -> Duration {

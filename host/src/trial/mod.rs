@@ -27,7 +27,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 /// How often resident memory is sampled for the score.
 pub(crate) const RSS_PERIOD: Duration = Duration::from_millis(100);
-/// What a run may take beyond its own length: connecting, the last deadline, disconnecting.
+/// What a run may take beyond its own length and the last deadline: connecting, disconnecting.
 const SLACK: Duration = Duration::from_secs(60);
 
 /// Who sets the broker in a trial.
@@ -163,7 +163,7 @@ pub fn measure_capacity(mosquitto: &Mosquitto, seed: u64) -> anyhow::Result<f64>
 }
 
 impl Trial {
-    /// Runs it: at most its own length and a minute.
+    /// Runs it: at most its own length, the load's longest deadline and a minute.
     ///
     /// # Errors
     /// A broker, load or agent that cannot be started or ends early, or an interrupt.
@@ -178,13 +178,15 @@ impl Trial {
         let config = SpawnConfig { dropin, core: broker_core, ..spawn_config(&self.scenario) };
         let (broker, is_uncapped) = spawn(&self.mosquitto, config, self.allow_uncapped)?;
         let lead_in = self.profile.lead_in(self.scenario.broker.sys_interval_s);
-        let score_begins = SystemTime::now() + lead_in;
         let load = LoadGenerator::start(LoadConfig {
             seed: self.seed,
             capacity_msgs_per_s: self.capacity_msgs_per_s,
             lead_in: Some(lead_in),
             ..LoadConfig::new(Arc::clone(&self.scenario), broker.addr())
         })?;
+        // Not before the clients are connected.
+        let score_begins =
+            SystemTime::now() + load.scored_start().saturating_duration_since(Instant::now());
         let mut agent = match &self.setter {
             Setter::Fixed(_) => None,
             Setter::Edge { edge, model } => {
@@ -223,11 +225,8 @@ impl Trial {
         load: &LoadGenerator,
         mut agent: Option<&mut Agent>,
     ) -> anyhow::Result<Taken> {
-        let lead_in = self.profile.lead_in(self.scenario.broker.sys_interval_s);
-        let phases: u32 = self.scenario.phases.iter().map(|phase| phase.duration_s).sum();
-        let (begun, length) = (Instant::now(), Duration::from_secs(u64::from(phases)));
-        let scored = begun + lead_in..begun + lead_in + length;
-        let end = scored.end + SLACK;
+        let scored = load.scored_start()..load.scored_start() + self.scenario.duration();
+        let end = scored.end + self.scenario.deadline_max() + SLACK;
         let mut taken = Taken::default();
         while load.is_alive() {
             if crate::broker::interrupted() {
