@@ -1,11 +1,15 @@
 //! The long comparisons of the shipped model with what an operator would do without it. Each goes on
-//! where it ended before (`LONG_S` seconds at a time, an hour by default), keeps its measurements
-//! under models/results/, and fails until everything is measured and true.
+//! where it ended before (`LONG_S` seconds at a time, an hour by default), and fails until everything is
+//! measured and true. Measurements stand in runs/long, what came of them in models/results.
+//!
+//! On the real broker the rivals are this machine's own: it is calibrated, their settings are searched
+//! in its twin, and of each load's the best three are measured on the broker.
 
 use crate::support::{host, repository};
-use brokertuner_host::evaluate::mean_and_sd;
+use brokertuner_host::evaluate::{Record, mean_and_sd};
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 
 /// Seconds of one go, where the environment does not say.
 const GO_S: &str = "3600";
@@ -15,51 +19,104 @@ const SITES: u32 = 200;
 const STUDENT_T_95: [f64; 8] = [2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833];
 
 /// Scores of an arm on a load, by repeat.
-type Scores = BTreeMap<(String, String), Vec<f64>>;
+type Scores = BTreeMap<(String, String), BTreeMap<u32, f64>>;
 
 /// A path of the tree as an argument.
 fn tree(path: &str) -> String {
     repository().join(path).display().to_string()
 }
 
-/// Runs `host` with `args`, goes on with `models/results/NAME.jsonl`, and gives what is there.
+fn go_s() -> String {
+    std::env::var("LONG_S").unwrap_or_else(|_| GO_S.to_owned())
+}
+
+/// Runs `host` with `args` on what was done before.
 ///
 /// # Panics
-/// Where not everything is measured yet.
-fn compare(name: &str, args: &[&str]) -> Scores {
-    let out = tree(&format!("models/results/{name}.jsonl"));
-    let go_s = std::env::var("LONG_S").unwrap_or_else(|_| GO_S.to_owned());
-    let (model, best_static) = (tree("models/default.btm"), tree("models/best-static.conf"));
+/// Where that fails, or has not come to its end.
+fn go_on(args: &[&str]) {
+    let (status, _, stderr) = host("2.0.21", args);
+    assert_eq!(status, 0, "host {args:?}; where the time ran out, run it again:\n{stderr}");
+}
+
+/// This machine's rivals: its calibration, the best setting for all loads, a folder of the best for
+/// each.
+fn rivals() -> [String; 3] {
+    let (calibration, all, each) =
+        (tree("runs/long/calibration.toml"), tree("runs/long/all"), tree("runs/long/site-best"));
+    if !std::path::Path::new(&calibration).exists() {
+        go_on(&["calibrate", "--out", &calibration]);
+    }
+    let search = ["search", "--resume", "--calibration", &calibration];
+    go_on(&[&search[..], &["--out", &all]].concat());
+    let confirmed = ["--each", "--confirm", "3", "--duration-s", &go_s(), "--out", &each];
+    go_on(&[&search[..], &confirmed].concat());
+    [calibration, format!("{all}/best-static.conf"), each]
+}
+
+/// Runs `host evaluate` with `args`, goes on with `runs/long/NAME.jsonl`, and gives what is there.
+///
+/// # Panics
+/// Where not everything is measured yet, or void.
+fn compare(name: &str, best_static: &str, args: &[&str]) -> Scores {
+    let out = tree(&format!("runs/long/{name}.jsonl"));
+    let (model, go_s) = (tree("models/default.btm"), go_s());
     let mut all = vec!["evaluate", "--resume", "--out", &out, "--duration-s", &go_s];
-    all.extend(["--model", &model, "--fixed", &best_static]);
+    all.extend(["--model", &model, "--fixed", best_static]);
     all.extend(args);
     let (status, stdout, stderr) = host("2.0.21", &all);
     assert!(status < 2, "host {all:?}:\n{stderr}");
     let document: Value = serde_json::from_str(&stdout).unwrap();
+    let records: Vec<Record> = serde_json::from_value(document["records"].clone()).unwrap();
+    let counted: Vec<&Record> =
+        records.iter().filter(|record| record.counted_score().is_some()).collect();
+    let is_whole = document["is_complete"].as_bool().unwrap() && counted.len() == records.len();
+    assert!(is_whole, "{} measurements that count so far; run it again to go on", counted.len());
+    std::fs::write(tree(&format!("models/results/{name}.csv")), csv(&counted)).unwrap();
     let mut scores = Scores::new();
-    for record in document["records"].as_array().unwrap() {
-        let text = |key: &str| record[key].as_str().unwrap().to_owned();
-        if let Some(score) = record["score"].as_f64() {
-            scores.entry((text("scenario"), text("arm"))).or_default().push(score);
-        }
+    for record in counted {
+        let key = (record.scenario.clone(), record.arm.clone());
+        scores.entry(key).or_default().extend(record.score.map(|score| (record.repeat, score)));
     }
-    let is_whole = document["is_complete"].as_bool().unwrap();
-    assert!(is_whole, "{} measurements so far; run it again to go on", scores.len());
     scores
 }
 
-fn loads(scores: &Scores) -> Vec<String> {
-    let mut loads: Vec<String> = scores.keys().map(|(load, _)| load.clone()).collect();
-    loads.dedup();
-    loads
+/// What became of the messages, a row for each measurement.
+fn csv(records: &[&Record]) -> String {
+    let mut out =
+        "scenario,arm,repeat,score,restarts,in_time,lost_late,lost_queue,lost_outage,lost_memory,\
+                   seconds,seconds_void\n"
+            .to_owned();
+    for Record { scenario, arm, repeat, score, outcome, .. } in records {
+        let (load, score) = (&outcome.load, score.unwrap_or_default());
+        let tally = &load.tally;
+        writeln!(
+            out,
+            "{scenario},{arm},{repeat},{score:.4},{},{},{},{},{},{},{},{}",
+            outcome.restarts,
+            tally.in_time,
+            tally.lost_late,
+            tally.lost_queue,
+            tally.lost_outage,
+            tally.lost_memory,
+            load.seconds,
+            load.seconds_void
+        )
+        .unwrap();
+    }
+    out
 }
 
-fn of(scores: &Scores, load: &str, arm: &str) -> Vec<f64> {
-    scores[&(load.to_owned(), arm.to_owned())].clone()
+fn loads(scores: &Scores) -> Vec<String> {
+    scores.keys().map(|(load, _)| load.clone()).collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+fn of<'a>(scores: &'a Scores, load: &str, arm: &str) -> &'a BTreeMap<u32, f64> {
+    &scores[&(load.to_owned(), arm.to_owned())]
 }
 
 fn mean(scores: &Scores, load: &str, arm: &str) -> f64 {
-    mean_and_sd(&of(scores, load, arm)).0
+    mean_and_sd(&of(scores, load, arm).values().copied().collect::<Vec<_>>()).0
 }
 
 /// The mean of an arm's means over all loads.
@@ -77,7 +134,8 @@ fn share(scores: &Scores, arm: &str, floor: &str, best: &str) -> f64 {
 /// The lower one-sided 95 % bound of the paired difference of two arms on a load.
 fn lower_bound(scores: &Scores, load: &str, arm: &str, than: &str) -> f64 {
     let (ours, theirs) = (of(scores, load, arm), of(scores, load, than));
-    let differences: Vec<f64> = ours.iter().zip(theirs).map(|(a, b)| a - b).collect();
+    let differences: Vec<f64> = ours.iter().map(|(repeat, score)| score - theirs[repeat]).collect();
+    assert!(differences.len() > 2, "{load}: no interval over {}", differences.len());
     let (mean, sd) = mean_and_sd(&differences);
     let t = STUDENT_T_95[differences.len().clamp(3, 10) - 3];
     mean - t * sd / (differences.len() as f64).sqrt()
@@ -85,7 +143,7 @@ fn lower_bound(scores: &Scores, load: &str, arm: &str, than: &str) -> f64 {
 
 fn print(scores: &Scores) {
     for ((load, arm), scores) in scores {
-        let (mean, sd) = mean_and_sd(scores);
+        let (mean, sd) = mean_and_sd(&scores.values().copied().collect::<Vec<_>>());
         println!("{load:<20} {arm:<12} {mean:.3} +- {sd:.3} ({})", scores.len());
     }
 }
@@ -93,9 +151,9 @@ fn print(scores: &Scores) {
 #[test]
 #[ignore = "takes five hours in all: five arms on the public loads, five times on a real broker"]
 fn the_shipped_model_beats_what_an_operator_would_do() {
-    let site_best = tree("models/site-best");
+    let [_, best_static, site_best] = rivals();
     let args = ["--rule", "--per-site", &site_best, "--repeats", "5"];
-    let scores = compare("public", &args);
+    let scores = compare("public-on-mosquitto-2.0.21", &best_static, &args);
     print(&scores);
     let headroom = share(&scores, "model", "default", "site-best");
     let beyond_static = share(&scores, "model", "best-static", "site-best");
@@ -119,7 +177,8 @@ fn the_shipped_model_beats_what_an_operator_would_do() {
 fn the_model_is_as_good_where_the_broker_tells_little() {
     let mut args = vec!["--scenario", "wan-uplink", "--scenario", "idle-telemetry"];
     args.extend(["--sys-interval-s", "10", "--repeats", "5"]);
-    let scores = compare("sys-interval-10", &args);
+    let [_, best_static, _] = rivals();
+    let scores = compare("sys-interval-10", &best_static, &args);
     print(&scores);
     for load in loads(&scores) {
         let bound = lower_bound(&scores, &load, "model", "default");
@@ -133,7 +192,7 @@ fn a_day_of_four_hours_is_worth_its_restarts() {
     let site_best = tree("models/site-best");
     let mut args = vec!["--env", "twin", "--scenario", "mixed-day", "--stretch", "45"];
     args.extend(["--profile", "gateway", "--per-site", &site_best]);
-    let scores = compare("day-of-four-hours", &args);
+    let scores = compare("day-of-four-hours", &tree("models/best-static.conf"), &args);
     print(&scores);
     let day = |arm| mean(&scores, "mixed-day", arm);
     assert!(day("model") >= day("best-static").max(day("site-best")) + 0.04);
@@ -142,12 +201,11 @@ fn a_day_of_four_hours_is_worth_its_restarts() {
 #[test]
 #[ignore = "takes half an hour in the twin, most of it the search for each site's best"]
 fn sites_that_nobody_trained_on_are_served() {
-    let (sites, found) = (SITES.to_string(), tree("models/results/sites-best"));
+    let (sites, found) = (SITES.to_string(), tree("runs/long/sites-best"));
     let args = ["search", "--resume", "--each", "--sites", &sites, "--n", "150", "--out", &found];
-    let (status, _, stderr) = host("2.0.21", &args);
-    assert_eq!(status, 0, "{stderr}");
+    go_on(&args);
     let args = ["--env", "twin", "--sites", &sites, "--per-site", &found];
-    let scores = compare("sites", &args);
+    let scores = compare("sites-in-the-twin", &tree("models/best-static.conf"), &args);
     let headroom = share(&scores, "model", "default", "sites-best");
     let served = loads(&scores)
         .iter()
@@ -165,13 +223,10 @@ fn sites_that_nobody_trained_on_are_served() {
 #[test]
 #[ignore = "takes three hours: 14 settings under every public load on a real broker"]
 fn the_twin_tells_what_the_broker_does() {
-    let calibration = tree("models/results/fidelity.toml");
-    let shipped = tree("host/calibrations/mosquitto-2.0.21.toml");
-    std::fs::copy(shipped, &calibration).unwrap();
-    let go_s = std::env::var("LONG_S").unwrap_or_else(|_| GO_S.to_owned());
-    let best = tree("models/site-best");
+    let [calibration, _, site_best] = rivals();
+    let go_s = go_s();
     let mut args = vec!["calibrate", "--check", "--resume", "--out", &calibration];
-    args.extend(["--best", &best, "--duration-s", &go_s]);
+    args.extend(["--best", &site_best, "--duration-s", &go_s]);
     let (status, stdout, stderr) = host("2.0.21", &args);
     println!("{stdout}");
     assert_eq!(status, 0, "not good enough, or not all measured yet:\n{stderr}");
