@@ -1,9 +1,10 @@
-//! The long comparisons of the shipped model with what an operator would do without it. Each goes on
-//! where it ended before (`LONG_S` seconds at a time, an hour by default), and fails until everything is
-//! measured and true. Measurements stand in runs/long, what came of them in models/results.
+//! The long comparisons of the shipped model with what an operator would do without it. Each goes
+//! on where it ended before (`LONG_S` seconds at a time, an hour by default), and fails until
+//! everything is measured and true. Measurements stand in runs/long, what came of them in
+//! models/results.
 //!
-//! On the real broker the rivals are this machine's own: it is calibrated, their settings are searched
-//! in its twin, and of each load's the best three are measured on the broker.
+//! On the real broker the rivals are this machine's own: it is calibrated, their settings are
+//! searched in its twin, and of each load's the best three are measured on the broker.
 
 use crate::support::{host, repository};
 use brokertuner_host::evaluate::{Record, mean_and_sd};

@@ -203,7 +203,8 @@ fn order(arms: &[&Point]) -> (usize, usize) {
     (alike, compared)
 }
 
-/// What the twin's best settings lose on the real broker: of equals in the twin those that lose most.
+/// What the twin's best settings lose on the real broker: of equals in the twin those that lose
+/// most.
 fn loss(arms: &[&Point]) -> f64 {
     let most = |scores: &dyn Fn(&Point) -> f64| {
         arms.iter().map(|point| scores(point)).fold(f64::NEG_INFINITY, f64::max)

@@ -19,9 +19,9 @@ use std::time::Duration;
 ///
 /// With --check it measures how well the twin does with the calibration in --out: settings spread
 /// over the envelope, the default, and those of --best, under each load, in both. That takes a
-/// minute a measurement; each is appended to a file beside --out, and --resume goes on. The pairs of
-/// scores are left beside it (.check.json) for `host report`. Exit status 1 where the twin is not
-/// good enough, or not all has been measured, --best included.
+/// minute a measurement; each is appended to a file beside --out, and --resume goes on. The pairs
+/// of scores are left beside it (.check.json) for `host report`. Exit status 1 where the twin is
+/// not good enough, or not all has been measured, --best included.
 #[derive(Debug, clap::Args)]
 pub(crate) struct CalibrateArgs {
     /// The file for `--calibration` of other verbs.
@@ -30,8 +30,8 @@ pub(crate) struct CalibrateArgs {
     /// Find the costs anew from the measurements of the last run (the .json beside --out).
     #[arg(long, conflicts_with = "check")]
     refit: bool,
-    /// Derive, instead of measuring, what the program carries for a core that has this share of that
-    /// one's speed.
+    /// Derive, instead of measuring, what the program carries for a core that has this share of
+    /// that one's speed.
     #[arg(long, value_name = "SHARE", conflicts_with_all = ["check", "refit"], value_parser = share)]
     cpu_share: Option<f64>,
     /// Compare scores instead: the twin with the calibration in --out against the real broker.

@@ -41,8 +41,8 @@ pub(crate) struct SearchArgs {
     /// Proposals.
     #[arg(long, value_name = "N", default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     n: u32,
-    /// Measure so many of the twin's best on the real broker, and take the best of those: settings that
-    /// are not nearly the same.
+    /// Measure so many of the twin's best on the real broker, and take the best of those: settings
+    /// that are not nearly the same.
     #[arg(long, value_name = "N", default_value_t = 0)]
     confirm: u32,
     /// Real measurements of each, with seeds of their own.
@@ -260,7 +260,8 @@ impl<'a> Work<'a> {
     }
 }
 
-/// The settings of the best candidates, none nearly the same as a better one: a search ends in a crowd.
+/// The settings of the best candidates, none nearly the same as a better one: a search ends in a
+/// crowd.
 fn unlike(candidates: &[Candidate], count: usize, envelope: &Envelope) -> Vec<Settings> {
     let mut taken: Vec<Settings> = Vec::with_capacity(count);
     for Candidate { settings, .. } in candidates {

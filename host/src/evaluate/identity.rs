@@ -21,8 +21,8 @@ pub struct Identity {
     /// The arm has other settings for each load, so that the setter's digest is of this one's.
     #[serde(default)]
     pub is_per_load: bool,
-    /// Of the profile, the broker's version and the pinning, or the calibration and this program, and its
-    /// version.
+    /// Of the profile, the broker's version and the pinning, or the calibration and this program,
+    /// and its version.
     pub rules: String,
 }
 

@@ -268,8 +268,8 @@ impl EvaluateConfig {
         })
     }
 
-    /// The best of the random settings by one run each that counts. What was measured as the best stays
-    /// it, whatever a try that was void says when it is made again: one arm has one setting.
+    /// The best of the random settings by one run each that counts. What was measured as the best
+    /// stays it, whatever a try that was void says when it is made again: one arm has one setting.
     fn best_random(
         &self,
         run: &mut Progressing<'_>,

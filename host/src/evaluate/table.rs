@@ -17,7 +17,8 @@ pub struct Summary {
     pub repeats: usize,
     /// Measurements in which the machine was too slow.
     pub void: usize,
-    /// What is independent among them: in the `untrained` arm the actors, elsewhere the measurements.
+    /// What is independent among them: in the `untrained` arm the actors, elsewhere the
+    /// measurements.
     pub independent: usize,
     /// Mean of the scores; `None` where no measurement counts.
     pub score_mean: Option<f64>,
@@ -79,8 +80,8 @@ fn summary(scenario: &str, arm: &str, group: &[&Record]) -> Summary {
     }
 }
 
-/// Scores that are independent of each other: repeats of one policy among several are no new policies, so
-/// that of each its mean stands.
+/// Scores that are independent of each other: repeats of one policy among several are no new
+/// policies, so that of each its mean stands.
 fn by_policy(counted: &[&Record]) -> Vec<f64> {
     let mut scores: BTreeMap<(u64, u32), Vec<f64>> = BTreeMap::new();
     for record in counted {

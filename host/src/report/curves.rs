@@ -27,8 +27,8 @@ pub struct Seeds {
     pub name: String,
     /// A curve for each run.
     pub runs: Vec<Vec<At>>,
-    /// The mean over the runs: of scores in validation at the steps that all of them have, of episodes
-    /// of the last point of each.
+    /// The mean over the runs: of scores in validation at the steps that all of them have, of
+    /// episodes of the last point of each.
     pub mean: Vec<At>,
     /// The lowest and highest of the runs there.
     pub range: Vec<(f64, f64)>,
@@ -158,8 +158,8 @@ fn over_common(runs: &[Vec<At>]) -> Over {
     over(runs, &steps, exact)
 }
 
-/// At the steps of any curve, of each the last point until there: episodes end at steps of their own.
-/// Before all curves have begun, and after one has ended, there is none.
+/// At the steps of any curve, of each the last point until there: episodes end at steps of their
+/// own. Before all curves have begun, and after one has ended, there is none.
 fn over_last(runs: &[Vec<At>]) -> Over {
     let steps: BTreeSet<u64> = runs.iter().flatten().map(|at| at.step).collect();
     let last = |run: &[At], step| {

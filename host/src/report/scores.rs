@@ -116,8 +116,8 @@ pub struct Cell {
     pub uncapped: usize,
     /// Mean score, 0..=1; `None` where no measurement counts.
     pub mean: Option<f64>,
-    /// Half of the 95 % interval of the mean, by Student's t over what is independent; `None` below two,
-    /// and where the twin plays the same again.
+    /// Half of the 95 % interval of the mean, by Student's t over what is independent; `None` below
+    /// two, and where the twin plays the same again.
     pub half_95: Option<f64>,
 }
 

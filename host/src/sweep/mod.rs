@@ -40,11 +40,12 @@ const SETTLE_S: f64 = 4.0;
 const SCORED_S: f64 = 30.0;
 /// Seconds on the defaults before a trial's settings come by a restart, where that matters.
 const ENTRY_S: std::ops::Range<f64> = 6.0..25.0;
-/// Share of the memory limit that waits in the broker from which on it matters: what waits for clean
-/// sessions weighs on the broker that was restarted (tests/semantics).
+/// Share of the memory limit that waits in the broker from which on it matters: what waits for
+/// clean sessions weighs on the broker that was restarted (tests/semantics).
 const ENTRY_STORE_MIN: f64 = 0.02;
-/// By how much the resident memory may grow while it is scored, as a share of its limit: where it grows
-/// more, settings are not yet worth what they are worth for good, and what follows is scored instead.
+/// By how much the resident memory may grow while it is scored, as a share of its limit: where it
+/// grows more, settings are not yet worth what they are worth for good, and what follows is scored
+/// instead.
 const GROWTH_MAX: f64 = 0.04;
 /// After so long no stretch of a trial begins, and none is longer: a few updates at the longest
 /// `sys_interval`.
@@ -204,10 +205,10 @@ pub fn sweep(
     Ok(())
 }
 
-/// Fits `agent` to its lessons, and leaves it with the best of the averaged policies that were looked
-/// at (the last one of equals), whose score is the answer: `None` where it was interrupted before the
-/// first look. Averaged and chosen, because the latest policy gains and loses single loads from one
-/// thousand updates to the next.
+/// Fits `agent` to its lessons, and leaves it with the best of the averaged policies that were
+/// looked at (the last one of equals), whose score is the answer: `None` where it was interrupted
+/// before the first look. Averaged and chosen, because the latest policy gains and loses single
+/// loads from one thousand updates to the next.
 fn learn(
     agent: &mut Agent,
     config: &SweepConfig,
@@ -338,8 +339,8 @@ impl SweepConfig {
         Ok(Site { scenario: Arc::new(scenario), whole, calibration })
     }
 
-    /// What is held stays as the site has it, in actions as in the states that end with what is in force:
-    /// else critics would tell a site's own settings from the same ones proposed.
+    /// What is held stays as the site has it, in actions as in the states that end with what is in
+    /// force: else critics would tell a site's own settings from the same ones proposed.
     fn only_tuned(&self, mut action: Action, site: &SiteValues) -> Action {
         let held = Settings::UNWRITTEN.encode(site);
         for (knob, (raw, held)) in Knob::ALL.into_iter().zip(action.iter_mut().zip(held)) {

@@ -168,8 +168,8 @@ fn bulk_site(rss_limit_mib: u32) -> Site {
     Site { whole: Arc::clone(&scenario), scenario, calibration: Calibration::default() }
 }
 
-/// A queue that fills in a minute and a half is over the limit for good, though a trial's first 30 s
-/// do not show it.
+/// A queue that fills in a minute and a half is over the limit for good, though a trial's first 30
+/// s do not show it.
 #[test]
 fn a_trial_is_scored_when_the_memory_is_steady() {
     let mut rng = Pcg64Mcg::seed_from_u64(1);

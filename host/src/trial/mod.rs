@@ -218,7 +218,8 @@ impl Trial {
         })
     }
 
-    /// Feeds memory samples until the load has ended; an agent that ends before is an error at once.
+    /// Feeds memory samples until the load has ended; an agent that ends before is an error at
+    /// once.
     fn watch(
         &self,
         broker: &BrokerProcess,

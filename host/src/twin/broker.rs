@@ -152,8 +152,9 @@ impl Broker {
         self.is_starved
     }
 
-    /// New settings by a reload: only what is reloadable takes effect. The memory limit stays where its
-    /// line goes, and one below what is held can't be undone by another reload (mosquitto.md 3, 5.1).
+    /// New settings by a reload: only what is reloadable takes effect. The memory limit stays where
+    /// its line goes, and one below what is held can't be undone by another reload (mosquitto.md 3,
+    /// 5.1).
     pub(super) fn reload(&mut self, settings: &Settings) {
         if self.is_starved {
             return;
@@ -294,8 +295,8 @@ impl Broker {
         Instant::from_micros(us)
     }
 
-    /// A process that always has something to read is never switched away from but by the scheduler:
-    /// 20 times a second under fanout-saturation, where it reads 180,000 packets.
+    /// A process that always has something to read is never switched away from but by the
+    /// scheduler: 20 times a second under fanout-saturation, where it reads 180,000 packets.
     fn context_switches(&self, now: Slice) -> u64 {
         let up_s = self.instant(now).as_micros() as f64 / 1e6;
         (self.budget.wakes() + up_s * SCHEDULED_PER_S) as u64

@@ -405,7 +405,8 @@ impl Expectation {
         self.absence.is_some_and(|(from, to)| (from..to).contains(&due))
     }
 
-    /// `count` messages of a publish group are due in `second`, of which each member gets a `share`.
+    /// `count` messages of a publish group are due in `second`, of which each member gets a
+    /// `share`.
     pub(super) fn expect(
         &mut self,
         due: Slice,
@@ -424,8 +425,8 @@ impl Expectation {
         }
     }
 
-    /// When a message due at `due` is late; for a durable session whose absence begins before that, the
-    /// return counts.
+    /// When a message due at `due` is late; for a durable session whose absence begins before that,
+    /// the return counts.
     pub(super) fn late_after(&self, due: Slice) -> Slice {
         match self.absence {
             Some((from, to)) if !self.is_clean && due < to && due + self.deadline > from => {

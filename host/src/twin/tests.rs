@@ -180,8 +180,8 @@ fn a_gateway_is_blind_for_two_updates_after_a_restart() {
     assert!((21..26).contains(&sighted_after_s.unwrap()), "{sighted_after_s:?}");
 }
 
-/// Measured on 2.0.21 with its defaults: a broker that is never idle is never switched away from, and
-/// publishers in step wake it once.
+/// Measured on 2.0.21 with its defaults: a broker that is never idle is never switched away from,
+/// and publishers in step wake it once.
 #[test]
 fn context_switches_are_what_a_gateway_counts() {
     for (load, measured_per_s) in [
@@ -299,8 +299,8 @@ fn a_broker_without_memory_loses_what_durable_sessions_wait_for() {
     assert!(kept > 12 && lost < 8, "{kept} {lost}");
 }
 
-/// A saturated broker goes on reading what the phase before has sent. (Sites with such phases ended in
-/// a panic.)
+/// A saturated broker goes on reading what the phase before has sent. (Sites with such phases ended
+/// in a panic.)
 #[test]
 fn a_phase_with_fewer_publish_groups_follows_a_saturating_one() {
     let mut scenario = Scenario::load("fanout-saturation").unwrap();
