@@ -62,6 +62,10 @@ fn rivals() -> [String; 3] {
 fn compare(name: &str, best_static: &str, args: &[&str]) -> Scores {
     let out = tree(&format!("runs/long/{name}.jsonl"));
     let (model, go_s) = (tree("models/default.btm"), go_s());
+    if args.contains(&"twin") {
+        // Minutes, and of this program only.
+        let _ = std::fs::remove_file(&out);
+    }
     let mut all = vec!["evaluate", "--resume", "--out", &out, "--duration-s", &go_s];
     all.extend(["--model", &model, "--fixed", best_static]);
     all.extend(args);
@@ -73,7 +77,9 @@ fn compare(name: &str, best_static: &str, args: &[&str]) -> Scores {
         records.iter().filter(|record| record.counted_score().is_some()).collect();
     let is_whole = document["is_complete"].as_bool().unwrap() && counted.len() == records.len();
     assert!(is_whole, "{} measurements that count so far; run it again to go on", counted.len());
-    std::fs::write(tree(&format!("models/results/{name}.csv")), csv(&counted)).unwrap();
+    if !args.contains(&"--sites") {
+        std::fs::write(tree(&format!("models/results/{name}.csv")), csv(&counted)).unwrap();
+    }
     let mut scores = Scores::new();
     for record in counted {
         let key = (record.scenario.clone(), record.arm.clone());

@@ -215,7 +215,8 @@ mod tests {
         let voids_kept = |first: u64, others: &[u64]| {
             let mut others = others.iter();
             let again = || Ok(others.next().map(|void| outcome(0.0, *void)));
-            let kept = super::super::telling(outcome(0.0, first), again).unwrap();
+            let mut kept = outcome(0.0, first);
+            super::super::telling(&mut kept, again).unwrap();
             (kept.load.seconds_void, others.len())
         };
         assert_eq!(voids_kept(15, &[0]), (15, 1), "half is enough");

@@ -134,7 +134,7 @@ impl Journal {
             let is_comparable = !identity.is_per_load || key.scenario == record.scenario;
             let is_arm = (&key.arm, key.actor) == (&record.arm, record.actor) && is_comparable;
             let what = if record.identity.rules != identity.rules {
-                "profile, Mosquitto, pinning or version of this program".to_owned()
+                "profile, Mosquitto, pinning, calibration or build of this program".to_owned()
             } else if key.scenario == record.scenario
                 && record.identity.scenario != identity.scenario
             {
@@ -142,8 +142,12 @@ impl Journal {
                     .to_owned()
             } else if is_arm && record.identity.setter != identity.setter {
                 match (file, key.actor) {
-                    (Some(file), _) => format!("content of {}, or agent", file.display()),
-                    (None, Some(_)) => "--model, which the untrained actors are like".to_owned(),
+                    (Some(file), _) => {
+                        format!("content of {} (or edge, for a model)", file.display())
+                    }
+                    (None, Some(_)) => {
+                        "edge, or --model, which the untrained actors are like".to_owned()
+                    }
                     (None, None) if identity.is_per_load => "rule of thumb".to_owned(),
                     (None, None) => "--random-n or --seed".to_owned(),
                 }

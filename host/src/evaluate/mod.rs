@@ -275,9 +275,7 @@ impl EvaluateConfig {
         run: &mut Progressing<'_>,
         scenario: &Arc<Scenario>,
     ) -> anyhow::Result<Choice> {
-        if let Some(chosen) = run.journal.chosen_at_random(&scenario.name)? {
-            return Ok(Choice::Best(chosen));
-        }
+        let chosen = run.journal.chosen_at_random(&scenario.name)?;
         let mut best: Option<(f64, Settings)> = None;
         for (unit, settings) in self.tries(scenario) {
             if !self.measure_missing(run, &unit)? {
@@ -288,7 +286,8 @@ impl EvaluateConfig {
                 best = Some((score, settings));
             }
         }
-        Ok(best.map_or(Choice::None, |(_, settings)| Choice::Best(settings)))
+        let best = chosen.or(best.map(|(_, settings)| settings));
+        Ok(best.map_or(Choice::None, Choice::Best))
     }
 
     /// Measures a unit that the journal does not have. Answers false where the time is up, or where

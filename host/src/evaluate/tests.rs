@@ -192,6 +192,15 @@ fn the_random_arm_stays_with_the_settings_that_it_was_measured_with() {
     let mut journal = measured(&config, &dir.path().join("out.jsonl"), &TRIES);
     // Its record says that nothing was set, whichever try is best by now.
     assert_eq!(chosen(&config, &mut journal), Some(Settings::UNWRITTEN));
+    drop(journal);
+    // The void try is made again all the same: this bench has no broker.
+    let mut journal = Journal::open(&dir.path().join("out.jsonl"), true).unwrap();
+    let config = EvaluateConfig { duration: Some(Duration::ZERO), ..config };
+    let started = Instant::now();
+    let progress = Progress::new(0);
+    let mut run = Progressing { journal: &mut journal, progress, started, measured: 0 };
+    let found = config.best_random(&mut run, &config.scenarios[0]).unwrap();
+    assert!(matches!(found, Choice::TimeIsUp));
 }
 
 #[test]

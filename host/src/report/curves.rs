@@ -117,7 +117,8 @@ fn seeds(
 ) -> Vec<Seeds> {
     let mut groups: BTreeMap<String, Vec<Vec<At>>> = BTreeMap::new();
     let common = common_folder(runs);
-    let parent = common.file_name().map_or_else(String::new, |name| shown(Path::new(name)) + "/");
+    let parent =
+        common.file_name().map_or_else(|| "runs/".to_owned(), |name| shown(Path::new(name)) + "/");
     for run in runs {
         let mut points = curve(run);
         points.sort_by_key(|at| at.step);

@@ -77,7 +77,8 @@ fn scores<'p>(scores: &Scores, plots: impl Iterator<Item = &'p Plot>) -> Markup 
         }
         p {
             "The score is the share of deliveries within their deadline. Marks are means over the "
-            "repeats that count, lines their 95 % intervals by Student's t (two repeats at the least)."
+            "repeats that count, lines their 95 % intervals by Student's t (two repeats at the least, of "
+            "untrained actors two actors; what the twin plays again has none)."
         }
         @for plot in plots { (figure(plot)) }
         h3 { "Means " (scores.common()) }

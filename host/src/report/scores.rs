@@ -9,6 +9,8 @@ use std::path::PathBuf;
 
 /// Rows of a table that a page can bear.
 const CELLS_MAX: usize = 20_000;
+/// Scores of the twin that differ by no more are of one and the same play.
+const SAME: f64 = 1e-9;
 /// The arm that nobody set.
 pub const DEFAULT: &str = "default";
 /// What stands for a version where the broker is simulated.
@@ -181,7 +183,7 @@ impl Scores {
             .map(|summary| Cell {
                 half_95: summary
                     .score_sd
-                    .filter(|sd| !is_twin || *sd > 0.0)
+                    .filter(|sd| !is_twin || *sd > SAME)
                     .and_then(|sd| half_95(sd, summary.independent)),
                 scenario: summary.scenario,
                 arm: summary.arm,

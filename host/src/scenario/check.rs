@@ -279,7 +279,7 @@ impl Check<'_> {
             || !is_plain
         {
             let reason = format!(
-                "must be 1 to {NAME_BYTES_MAX} bytes without / and \\, and not begin with a dot: files are called by it"
+                "must be 1 to {NAME_BYTES_MAX} bytes without /, \\ and control characters, and not begin with a dot: files are called by it"
             );
             self.fault(text.span(), reason);
         }
