@@ -12,11 +12,18 @@ use proptest::prelude::*;
 
 const GOLDEN: &[u8] = include_bytes!("../../models/golden/v1.btm");
 /// Name, model and vectors.
-const SHIPPED: [(&str, &[u8], &str); 1] = [(
-    "default",
-    include_bytes!("../../models/default.btm"),
-    include_str!("../../models/default-vectors.csv"),
-)];
+const SHIPPED: [(&str, &[u8], &str); 2] = [
+    (
+        "default",
+        include_bytes!("../../models/default.btm"),
+        include_str!("../../models/default-vectors.csv"),
+    ),
+    (
+        "seed5",
+        include_bytes!("../../models/seed5.btm"),
+        include_str!("../../models/seed5-vectors.csv"),
+    ),
+];
 const GOLDEN_VECTORS: &str = include_str!("../../models/golden/v1-vectors.csv");
 const FORMAT: &str = include_str!("../../models/FORMAT.md");
 
