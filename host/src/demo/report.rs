@@ -31,7 +31,10 @@ pub(super) struct Report {
     pub(super) seed: u64,
     pub(super) broker_version: String,
     pub(super) parallel: u8,
+    /// Seconds of training in all.
     pub(super) train_s: u64,
+    /// Those among them that came after a first policy that did not do well.
+    pub(super) train_more_s: u64,
     pub(super) train_steps: u64,
     pub(super) train_score_mean_last_quarter: f64,
     pub(super) deviation_steps_max: f64,
@@ -65,8 +68,14 @@ impl Report {
     }
 
     pub(super) fn markdown(&self) -> String {
+        let more = match self.train_more_s {
+            0 => String::new(),
+            more_s => {
+                format!("; {more_s} s of it since the policy was below {TUNED_SCORE_MIN} before")
+            }
+        };
         let mut out = format!(
-            "# BrokerTuner demo\n\nMosquitto {}, seed {}. Trained for {} s on {} real brokers at once ({} steps).\n\
+            "# BrokerTuner demo\n\nMosquitto {}, seed {}. Trained for {} s on {} real brokers at once ({} steps{more}).\n\
              Scores are the share of deliveries within their deadline, 0 to 1, measured on live brokers under a\n\
              load with another seed than the training's; `tuned` and `untrained` were set by `edge` as a process.\n\
              The loads were measured at once, one column after the other: the runs shared this machine and were not\n\
@@ -192,6 +201,7 @@ mod tests {
             broker_version: "2.0.21".to_owned(),
             parallel: 4,
             train_s: 240,
+            train_more_s: 0,
             train_steps: 100,
             train_score_mean_last_quarter: 0.9,
             deviation_steps_max: 1.0,
@@ -233,6 +243,17 @@ mod tests {
         let text = report(outcome(0.0, 0), outcome(0.95, 3)).markdown();
         assert!(text.contains("| 0.950 (3 of 30 s void) |"), "{text}");
         assert!(text.contains("it says nothing about the broker"), "{text}");
+    }
+
+    #[test]
+    fn a_policy_that_had_to_be_trained_further_is_told_of() {
+        let mut report = report(outcome(0.0, 0), outcome(0.95, 0));
+        assert!(!report.markdown().contains("since the policy"), "{}", report.markdown());
+        report.train_more_s = 96;
+        assert!(report.markdown().contains("; 96 s of it since the policy was below 0.9"));
+        let is_lacking = |score, void| super::super::is_lacking(&outcome(score, void));
+        assert!(is_lacking(0.89, 0) && !is_lacking(0.9, 0));
+        assert!(!is_lacking(0.0, 30), "measured again, not trained further");
     }
 
     #[test]
