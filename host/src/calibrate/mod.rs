@@ -23,6 +23,9 @@ use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Duration;
 
+/// How often a load that the machine was too slow for is measured again: others take a shared one for a
+/// while.
+const AGAIN_MAX: usize = 5;
 /// Connections of the measurement of what one takes.
 const CROWD: u32 = 300;
 /// Restarts that the median is of.
@@ -143,7 +146,10 @@ impl Bench {
     /// CPU time per delivery.
     fn cost_us(&self, load: &loads::Load) -> anyhow::Result<f64> {
         let mut outcome = self.run(load.scenario()?, load.conf)?;
-        if outcome.load.is_void {
+        for _ in 0..AGAIN_MAX {
+            if !outcome.load.is_void {
+                break;
+            }
             tracing::warn!(load = load.name, "the machine was too slow; measuring again");
             outcome = self.run(load.scenario()?, load.conf)?;
         }
